@@ -1,0 +1,22 @@
+"""mrseg: segment MR scans of the head, and carry a network from one MR sequence to another.
+
+mrseg.data        scans in and out, geometry, registration, labels from CT, the phantom, tf.data pipelines
+mrseg.models      the papers' networks: functions that return keras.Model
+mrseg.transfer    groups of layers, freezing, weight loading with a report, the two-encoder hybrid
+mrseg.metrics     overlap and surface distances (NumPy), confidence, Keras metrics and losses
+mrseg.Segmenter   network + preprocessing + label table + provenance in one folder
+mrseg.evaluate    tidy rows: subject, class, metric, value
+mrseg.recipes     one YAML page per experiment of a paper
+
+The same from a shell: `mrseg --help`.
+"""
+
+from mrseg._lazy import attach
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {"segmenter": ["Segmenter"], "evaluation": ["evaluate"]},
+    modules=["data", "models", "transfer", "metrics", "recipes"],
+)

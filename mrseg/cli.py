@@ -1,0 +1,256 @@
+"""The command `mrseg`: thin over the Python API, one clear line and exit code 2 for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mrseg import __version__
+from mrseg._checks import InputError
+
+TOP = """\
+Segment MR scans of the head, and carry a network from one MR sequence to another.
+
+  mrseg demo                                         the whole way on built-in synthetic heads, in minutes
+  mrseg prepare cohort.tsv --output prepared         CT -> labels (air, soft tissue, bone) on every MR scan
+  mrseg train mecheter2023_t1 --data prepared/cohort.tsv --output runs/t1
+  mrseg transfer mecheter2023_hybrid_multiply --from runs/t1/segmenter --data prepared/cohort.tsv --output runs/t2
+  mrseg predict --segmenter runs/t2/segmenter --input t2.nii.gz --output t2_dseg.nii.gz
+  mrseg evaluate --segmenter runs/t2/segmenter --data prepared/cohort.tsv --output runs/t2/test
+  mrseg recipes                                      what can be trained
+"""
+
+MANIFEST = """\
+A manifest is a table with tabs between the columns: subject, one column per MR sequence (T1w, T2w, ...), and where
+they exist ct, labels (or labels_T1w, labels_T2w), split (train, val or test). Paths are relative to the table:
+
+  subject  T1w             T2w             ct              split
+  s01      s01/t1.nii.gz   s01/t2.nii.gz   s01/ct.nii.gz   train
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 after a user's mistake that was told in one line."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        options.run(options)
+    except (InputError, OSError) as reason:
+        if options.verbose:
+            logging.getLogger(__name__).exception("where it happened")
+        print(f"mrseg: error: {' '.join(str(reason).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mrseg: stopped; start the same command again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mrseg", description=TOP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"mrseg {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str, more: str = ""):
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.\n\n{more}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.add_argument("--verbose", action="store_true", help="say more, and show where an error came from")
+        added.set_defaults(run=run)
+        return added
+
+    demo = command("demo", _demo, "run the main job on the built-in phantom", DEMO)
+    demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)")
+    demo.add_argument("--seed", type=int, default=0, help="another seed makes other heads (default: 0)")
+
+    prepare = command("prepare", _prepare, "make labels from CT for every MR scan of a manifest", MANIFEST)
+    prepare.add_argument("manifest", type=Path, help="TSV table of subjects")
+    prepare.add_argument("--output", type=Path, required=True, help="folder for labels, pictures and cohort.tsv")
+    prepare.add_argument(
+        "--thresholds-hu", type=float, nargs=2, default=(-500.0, 600.0), metavar=("AIR", "BONE"),
+        help="air is below the first, bone above the second (default: -500 600, as mecheter2023)",
+    )  # fmt: skip
+    prepare.add_argument("--registered", action="store_true", help="the CT lies on the MR grid already")
+    prepare.add_argument("--seed", type=int, default=0, help="of the registration's random samples")
+
+    train = command("train", _train, "train a recipe's network from scratch", TRAIN)
+    transfer = command("transfer", _train, "carry a trained network to another sequence", TRANSFER)
+    transfer.add_argument("--from", dest="source", type=Path, required=True, help="folder of the trained segmenter")
+    for parser_ in (train, transfer):
+        parser_.add_argument("recipe", help="name (see `mrseg recipes`) or YAML file")
+        parser_.add_argument("--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set")
+        parser_.add_argument("--output", type=Path, required=True, help="folder; an unfinished run there goes on")
+        parser_.add_argument(
+            "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+            help="change a key of the recipe: --set training.epochs=12 --set network.arguments.filters=16",
+        )  # fmt: skip
+        parser_.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"),
+                             help="short for --set training.precision=...")  # fmt: skip
+        parser_.add_argument("--log", dest="loggers", action="append", default=[], choices=("tensorboard", "wandb"),
+                             help="log there too (pip install 'mrseg[tensorboard]' or 'mrseg[wandb]')")  # fmt: skip
+
+    predict = command("predict", _predict, "segment a scan on its own grid")
+    predict.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
+    predict.add_argument("--input", type=Path, required=True, help="scan, .nii or .nii.gz")
+    predict.add_argument("--output", type=Path, required=True, help="label map to write, .nii or .nii.gz")
+    predict.add_argument("--picture", type=Path, help="overlay to write (default: beside the label map, .png)")
+
+    evaluate = command("evaluate", _evaluate, "score a segmenter on the test cases of a manifest", EVALUATE)
+    evaluate.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
+    evaluate.add_argument("--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set")
+    evaluate.add_argument("--output", type=Path, required=True, help="folder for scores.csv and report.html")
+    evaluate.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
+    evaluate.add_argument("--sequence", help="default: the segmenter's own")
+    evaluate.add_argument("--distances", action="store_true", help="add Hausdorff, HD95 and ASSD in mm")
+
+    recipes = command("recipes", _recipes, "list the recipes, or print one")
+    recipes.add_argument("name", nargs="?", help="print this one")
+    return parser
+
+
+DEMO = """\
+Makes synthetic heads (T1-w or T2-w with an unregistered CT each), registers the CT, makes labels, trains on T1-w, carries the
+network to T2-w by every mechanism of mecheter2023, scores them on heads not seen before, and writes report.html,
+a label map and the best segmenter. Figures from synthetic heads say that the software works, not how well it
+does on patients. Interrupted, it goes on where it stopped.
+"""
+
+TRAIN = """\
+Trains on the cases of the split train; val decides what the recipe lets it decide; test cases are scored once, at the end.
+
+  mrseg train islam2025_unet --data $MRSEG_DATA/ibsr18 --output runs/unet
+  mrseg train mecheter2023_t1 --data prepared/cohort.tsv --output runs/t1 --set training.epochs=50
+"""
+
+TRANSFER = """\
+mechanisms (mecheter2023, section 3.3):
+  mecheter2023_none               the T1-w network as it is
+  mecheter2023_open               all layers go on training, from T1-w weights
+  mecheter2023_conservativeK      only the head and the last K convolutions train (0, 3, 6, 9, 12, 15, 18)
+  mecheter2023_hybrid_FUSION      frozen T1-w encoder and a new one side by side (multiply, average, maximum, concat)
+
+The network must be the one that the segmenter was trained with: pass the same --set network... as for `mrseg train`.
+
+  mrseg transfer mecheter2023_conservative6 --from runs/t1/segmenter --data prepared/cohort.tsv --output runs/t2
+"""
+
+EVALUATE = """\
+Writes scores.csv (subject, class, metric, value), a table with 95 % intervals, and report.html with pictures.
+"""
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from mrseg.demo import run_demo
+
+    page, text = run_demo(options.output, seed=options.seed)
+    print(f"\n{text}\n\nreport: {page}")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from mrseg.data.cases import read_cases
+    from mrseg.evaluation import write_rows
+    from mrseg.preparation import Labelling, prepare
+
+    stages = () if options.registered else ("rigid", "bspline")
+    labelling = Labelling(tuple(options.thresholds_hu), stages, options.seed)
+    cases, quality = prepare(read_cases(options.manifest), options.output, labelling=labelling)
+    write_rows(quality, options.output / "quality.csv")
+    print(f"{len(quality)} scans of {len(cases)} subjects labelled: {options.output / 'cohort.tsv'}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from mrseg.data.cases import Case
+    from mrseg.data.datasets import read_cohort
+    from mrseg.pages import write_evaluation
+    from mrseg.recipes.loader import load_recipe
+    from mrseg.recipes.runner import train_recipe
+    from mrseg.segmenter import Segmenter
+
+    overrides = list(options.overrides)
+    if options.precision:
+        overrides.append(f"training.precision={options.precision}")
+    recipe = load_recipe(options.recipe, overrides)
+    cases: list[Case] = read_cohort(options.data)
+    source = Segmenter.load(options.source) if "source" in options else None
+    segmenter = train_recipe(recipe, cases, options.output, source=source, loggers=options.loggers)
+    print(f"segmenter: {options.output / 'segmenter'}")
+    account = options.output / "transfer.txt"
+    if account.exists():
+        print(account.read_text().split("\n\n")[-1])
+    test = [case for case in cases if case.split == "test" and recipe.sequence in case.labels]
+    if test:
+        _, text = write_evaluation(segmenter, test, options.output, log=options.output / "log.csv")
+        print(f"\n{text}\n\nreport: {options.output / 'report.html'}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from mrseg.data.geometry import to_canonical, voxel_sizes
+    from mrseg.data.io import check_output, read_volume, write_labels
+    from mrseg.pictures import overlay, save_png
+    from mrseg.segmenter import Segmenter
+
+    check_output(options.output)
+    scan = read_volume(options.input)
+    segmenter = Segmenter.load(options.segmenter)
+    labels = np.asarray(segmenter(scan, progress=True).dataobj)
+    provenance = {"input": options.input.name, "segmenter": segmenter.provenance}
+    write_labels(options.output, labels, scan[1], segmenter.class_names, provenance)
+    array, affine = to_canonical(scan)
+    figure = overlay(
+        array,
+        to_canonical((labels, scan[1]))[0],
+        class_names=segmenter.class_names,
+        spacing_mm=voxel_sizes(affine),
+        title=options.input.name,
+    )
+    stem = options.output.name.removesuffix(".gz").removesuffix(".nii")
+    picture = save_png(figure, options.picture or options.output.with_name(f"{stem}.png"))
+    print(f"label map: {options.output}\npicture: {picture}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from mrseg.data.cases import select
+    from mrseg.data.datasets import read_cohort
+    from mrseg.pages import write_evaluation
+    from mrseg.segmenter import Segmenter
+
+    cases = select(read_cohort(options.data), options.split)
+    _, text = write_evaluation(
+        Segmenter.load(options.segmenter),
+        cases,
+        options.output,
+        sequence=options.sequence,
+        distances=options.distances,
+    )
+    print(f"\n{text}\n\nreport: {options.output / 'report.html'}")
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    import yaml
+
+    from mrseg.recipes.loader import list_recipes, load_recipe
+    from mrseg.tables import table, to_text
+
+    if options.name:
+        print(yaml.safe_dump(load_recipe(options.name).as_dict(), sort_keys=False, allow_unicode=True))
+        return
+    loaded = [load_recipe(name) for name in list_recipes()]
+    rows = [
+        {"recipe": r.name, "paper": r.paper, "network": r.network.builder, "sequence": r.sequence, "title": r.title}
+        for r in loaded
+    ]
+    print(to_text(table(rows, caption="Recipes: mrseg train NAME, or mrseg transfer NAME where one is carried over.")))
+
+

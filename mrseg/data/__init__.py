@@ -1,0 +1,26 @@
+"""Scans in and out: geometry, files, cases, registration, labels, the phantom, preprocessing and tf.data pipelines."""
+
+from mrseg._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "geometry": [
+            "check_same_grid", "from_canonical", "grid_distance_mm", "grid_with_spacing", "head_grid", "head_mask",
+            "resample", "to_canonical", "voxel_sizes",
+        ],
+        "io": ["read_ct", "read_labels", "read_volume", "write_labels", "write_volume"],
+        "cases": ["Case", "read_cases", "select", "split_by_subject", "write_cases"],
+        "labels": ["class_fractions", "hu_to_labels", "merge_labels"],
+        "registration": [
+            "apply_transform", "check_quality", "load_registration", "register", "save_registration",
+            "transform_points",
+        ],
+        "normalization": ["lcn", "min_max", "quantile_zscore"],
+        "augmentation": ["Augmentation"],
+        "patches": ["Sampling", "patch_starts"],
+        "preprocessing": ["Preprocessing"],
+        "pipeline": ["build_dataset", "load_examples"],
+    },
+    modules=["datasets", "phantom"],
+)  # fmt: skip

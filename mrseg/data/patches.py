@@ -1,0 +1,123 @@
+"""Overlapping patches: where they lie, how they are cut and how a volume is padded to hold one.
+
+Slices are patches of thickness 1: ``patch_shape=(256, 1, 256)`` means whole coronal slices for a 2-D network, so that the
+2-D and the 3-D road are one road (mecheter2023 section 3.4: 128x128x48 patches; islam2025 section 3.1.3: slices).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrseg._checks import error, positive_ints
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a network sees a volume.
+
+    Attributes:
+        patch_shape: voxels of a patch along the RAS+ axes; a 1 makes it a slice for a 2-D network.
+        overlap: fraction of a patch shared with its neighbour along each axis, in [0, 1).
+        patches_per_volume: training takes so many random patches of each volume in every epoch;
+            None takes the grid of overlapping patches, the same in every epoch.
+    """
+
+    patch_shape: tuple[int, int, int]
+    overlap: float = 0.5
+    patches_per_volume: int | None = None
+
+    def __post_init__(self) -> None:
+        positive_ints("sampling.patch_shape", self.patch_shape, 3)
+        check_overlap(self.overlap)
+        if sum(size == 1 for size in self.patch_shape) > 1:
+            raise error(
+                "sampling.patch_shape has at most one axis of size 1, the slice axis.", self.patch_shape
+            )
+        if self.patches_per_volume is not None:
+            positive_ints("sampling.patches_per_volume", (self.patches_per_volume,), 1)
+
+    @property
+    def slice_axis(self) -> int | None:
+        """The axis of thickness 1, or None for a 3-D network."""
+        return self.patch_shape.index(1) if 1 in self.patch_shape else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape a builder takes: the patch without its slice axis, and one channel."""
+        return (*(size for size in self.patch_shape if size != 1), 1)
+
+
+def check_overlap(overlap: float) -> float:
+    """Returns ``overlap`` if it lies in [0, 1), else raises."""
+    if not 0.0 <= overlap < 1.0:
+        raise error("overlap is the shared fraction of neighbouring patches, in [0, 1).", overlap)
+    return overlap
+
+
+def patch_starts(shape: Sequence[int], patch_shape: Sequence[int], overlap: float = 0.5) -> np.ndarray:
+    """First voxels of the patches that cover a volume.
+
+    The last patch of an axis ends at the volume's end, so that every voxel is covered and none is outside::
+
+        size 10, patch 4, overlap 0.5   [0 1 2 3]
+                                            [2 3 4 5]
+                                                [4 5 6 7]
+                                                    [6 7 8 9]
+
+    Args:
+        shape: (3,) voxels of the volume, at least those of the patch along every axis.
+        patch_shape: (3,) voxels of a patch.
+        overlap: shared fraction in [0, 1); the stride is ``max(1, round(patch * (1 - overlap)))``.
+
+    Returns:
+        (n, 3) int array, ordered with the last axis fastest.
+
+    Raises:
+        InputError: a patch is larger than the volume.
+    """
+    check_overlap(overlap)
+    if any(patch > size for patch, size in zip(patch_shape, shape, strict=True)):
+        raise error(
+            f"A patch of {tuple(patch_shape)} voxels must fit into the volume.",
+            f"a volume of {tuple(shape)} voxels",
+            "Choose a smaller patch_shape or a finer grid (prediction pads small volumes by itself).",
+        )
+    axes = []
+    for size, patch in zip(shape, patch_shape, strict=True):
+        stride = max(1, round(patch * (1.0 - overlap)))
+        axes.append([*range(0, size - patch, stride), size - patch])
+    return np.array(list(itertools.product(*axes)), np.int64)
+
+
+def random_starts(
+    shape: Sequence[int], patch_shape: Sequence[int], count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """``count`` uniformly drawn first voxels, (count, 3)."""
+    patch_starts(shape, patch_shape, 0.0)  # the same refusal of patches that do not fit
+    free = np.array(shape) - np.array(patch_shape)
+    return rng.integers(0, free + 1, size=(count, 3))
+
+
+def cut(array: np.ndarray, start: Sequence[int], patch_shape: Sequence[int]) -> np.ndarray:
+    """The patch of ``array`` (x, y, z, ...) that begins at ``start``; a view, no copy."""
+    return array[tuple(slice(s, s + size) for s, size in zip(start, patch_shape, strict=True))]
+
+
+def pad_to(array: np.ndarray, patch_shape: Sequence[int], fill: float = 0.0) -> tuple[np.ndarray, tuple]:
+    """Pads (x, y, z, ...) on both sides with ``fill`` until a patch fits.
+
+    Returns:
+        The padded array (the same object if nothing was missing), and the slices that cut the original out of it.
+    """
+    missing = [max(0, patch - size) for patch, size in zip(patch_shape, array.shape, strict=False)]
+    before = [m // 2 for m in missing]
+    inside = tuple(slice(b, b + size) for b, size in zip(before, array.shape, strict=False))
+    if not any(missing):
+        return array, inside
+    width = [(b, m - b) for b, m in zip(before, missing, strict=True)]
+    width += [(0, 0)] * (array.ndim - len(width))
+    return np.pad(array, width, constant_values=fill), inside

@@ -1,0 +1,120 @@
+"""The random traits that make one synthetic subject differ from the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrseg.data.phantom_fields import Coordinates, NoiseField
+
+#: Tissues, in the order of the first axis of every array of fractions.
+TISSUES = ("air", "skin_muscle", "fat", "cortical_bone", "diploe", "csf", "gm", "wm", "deep_gm", "vessel", "lesion")
+AIR, SOFT, FAT, BONE, DIPLOE, CSF, GM, WM, DEEP, VESSEL, LESION = range(len(TISSUES))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Traits of one synthetic subject; lengths in mm, scales relative to the average head.
+
+    Attributes:
+        scale: (3,) size along x, y, z.
+        shift_mm: (3,) position of the head in the world.
+        warp: waves (m, 3) per mm, phases (m,) and amplitudes (m, 3) in mm of a smooth warp: shape, asymmetry.
+        fold: sulci stand where this field crosses zero on the hull of the brain.
+        slow, wobble, fine, cells: fields of falling wavelength (64, 30, 14, 8 mm) for thickness, bending, texture
+            and air cells.
+        cortex_mm: thickness of the cortex.
+        sulcus_mm: usual depth of a sulcus; ``sulcus_half_mm`` half its width at the bottom.
+        leaf_mm: distance between the fissures of the cerebellum.
+        ventricles: size of the left and right lateral ventricle, 1 for average.
+        nuclei_scale, skull_scale, scalp_scale: size and thickness factors.
+        fat_mm: thickness of the fat under the skin of the vault.
+        gap_mm: distance from the brain's hull to the skull.
+        frontal_sinus, mastoid: size of the sinus, share of air in the cells.
+        lesion: centre (canonical mm) and radius, or None.
+    """
+
+    scale: np.ndarray
+    shift_mm: np.ndarray
+    warp: tuple[np.ndarray, np.ndarray, np.ndarray]
+    fold: NoiseField
+    slow: NoiseField
+    wobble: NoiseField
+    fine: NoiseField
+    cells: NoiseField
+    cortex_mm: float
+    sulcus_mm: float
+    sulcus_half_mm: float
+    leaf_mm: float
+    ventricles: tuple[float, float]
+    nuclei_scale: float
+    skull_scale: float
+    scalp_scale: float
+    fat_mm: float
+    gap_mm: float
+    frontal_sinus: float
+    mastoid: float
+    lesion: tuple[tuple[float, float, float], float] | None
+
+    @classmethod
+    def random(cls, seed: int, *, lesion: bool = False) -> Subject:
+        """Draws a subject; the same seed gives the same subject, with or without its lesion."""
+        rng = np.random.default_rng([seed, 20240])
+        modes = 6
+        waves = rng.standard_normal((modes, 3))
+        waves *= 2 * np.pi / rng.uniform(110, 220, (modes, 1)) / np.linalg.norm(waves, axis=1, keepdims=True)
+        amplitudes = rng.normal(0, 1.3, (modes, 3)) * (0.5, 1.0, 1.0)  # the midline stays nearly flat
+        size = rng.uniform(-0.01, 0.03)
+        ventricle = rng.uniform(0.6, 1.5)
+        spot = (rng.choice([-1.0, 1.0]) * rng.uniform(24, 42), rng.uniform(-65, 35), rng.uniform(18, 42))
+        radius = rng.uniform(9, 17)
+        return cls(
+            scale=(1.0 + size + rng.uniform(-0.03, 0.03, 3)).astype(np.float32),
+            shift_mm=rng.uniform(-3, 3, 3).astype(np.float32),
+            warp=(
+                waves.astype(np.float32),
+                rng.uniform(0, 2 * np.pi, modes).astype(np.float32),
+                amplitudes.astype(np.float32),
+            ),
+            fold=NoiseField.random(rng, rng.uniform(24.0, 27.5), bandwidth=0.22),
+            slow=NoiseField.random(rng, 64.0, size=32, bandwidth=0.3),
+            wobble=NoiseField.random(rng, 30.0, size=48, bandwidth=0.3),
+            fine=NoiseField.random(rng, 14.0, period_mm=128.0, size=48, bandwidth=0.3),
+            cells=NoiseField.random(rng, 8.0, period_mm=96.0, size=48, bandwidth=0.2),
+            cortex_mm=rng.uniform(3.0, 3.4),
+            sulcus_mm=rng.uniform(19, 23),
+            sulcus_half_mm=rng.uniform(0.45, 0.8),
+            leaf_mm=rng.uniform(5.0, 6.0),
+            ventricles=(ventricle * rng.uniform(0.9, 1.1), ventricle * rng.uniform(0.9, 1.1)),
+            nuclei_scale=rng.uniform(0.92, 1.08),
+            skull_scale=rng.uniform(0.85, 1.15),
+            scalp_scale=rng.uniform(0.9, 1.25),
+            fat_mm=rng.uniform(2.6, 5.0),
+            gap_mm=rng.uniform(1.8, 3.0),
+            frontal_sinus=rng.uniform(0.5, 1.3),
+            mastoid=rng.uniform(0.7, 1.2),
+            lesion=((float(spot[0]), float(spot[1]), float(spot[2])), float(radius)) if lesion else None,
+        )
+
+    def canonical(self, points_mm: np.ndarray) -> Coordinates:
+        """Maps (3, n) world points of this subject to the average head's frame."""
+        points = np.asarray(points_mm, np.float32)
+        at = [(points[i] - self.shift_mm[i]) / self.scale[i] for i in range(3)]
+        out = [axis.copy() for axis in at]
+        for wave, phase, amplitude in zip(*self.warp, strict=True):
+            swing = np.sin(wave[0] * at[0] + wave[1] * at[1] + wave[2] * at[2] + phase)
+            for axis, a in zip(out, amplitude, strict=True):
+                axis += a * swing
+        return out[0], out[1], out[2]
+
+
+def paint(fractions: np.ndarray, tissue: int, cover: np.ndarray) -> None:
+    """Replaces the share ``cover`` (n,), 0 to 1, of every voxel by ``tissue``, in place; sums stay 1."""
+    fractions *= 1.0 - cover
+    fractions[tissue] += cover
+
+
+def take(at: Coordinates, index: np.ndarray) -> Coordinates:
+    """Coordinates of some of the points."""
+    return at[0][index], at[1][index], at[2][index]

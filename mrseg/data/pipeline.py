@@ -1,0 +1,149 @@
+"""tf.data pipeline: cases of one sequence -> batches of patches and labels, seeded, of fixed shape.
+
+Everything random of an epoch (order, patch positions, augmentation) follows from (seed, epoch) alone, so that a resumed
+run sees the very batches that an unbroken run would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from mrseg._checks import error, positive_ints
+from mrseg.data.augmentation import Augmentation
+from mrseg.data.cases import Case
+from mrseg.data.geometry import check_same_grid
+from mrseg.data.io import read_labels, read_volume
+from mrseg.data.patches import Sampling, cut, patch_starts, random_starts
+from mrseg.data.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Example = tuple[np.ndarray, np.ndarray]
+
+
+def load_example(case: Case, sequence: str, preprocessing: Preprocessing, num_classes: int) -> Example:
+    """Reads one case and brings it onto the network's grid.
+
+    Returns:
+        Image (x, y, z) float32 and labels (x, y, z) uint8.
+
+    Raises:
+        InputError: the case lacks the sequence or its labels, or the two lie on different grids.
+    """
+    image_path, labels_path = case.images.get(sequence), case.labels.get(sequence)
+    if image_path is None or labels_path is None:
+        missing = "image" if image_path is None else "label map"
+        raise error(
+            f"Subject {case.subject} needs a {sequence} {missing}.",
+            f"images {sorted(case.images)}, labels {sorted(case.labels)}",
+            "Labels come from CT by `mrseg prepare`." if image_path else "",
+        )
+    image, labels = read_volume(image_path), read_labels(labels_path, num_classes)
+    check_same_grid(str(image_path), image, str(labels_path), labels)
+    array, affine = preprocessing.image(image)
+    return array, preprocessing.labels(labels, array.shape, affine)
+
+
+def load_examples(
+    cases: Sequence[Case],
+    sequence: str,
+    preprocessing: Preprocessing,
+    num_classes: int,
+    *,
+    progress: bool = False,
+) -> list[Example]:
+    """Reads all cases, with a progress bar if asked for."""
+    bar = tqdm(cases, desc=f"reading {sequence}", unit="scan", disable=not progress, leave=False)
+    return [load_example(case, sequence, preprocessing, num_classes) for case in bar]
+
+
+def build_dataset(
+    examples: Sequence[Example],
+    sampling: Sampling,
+    *,
+    batch_size: int = 2,
+    augmentation: Augmentation | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    first_epoch: int = 0,
+) -> tf.data.Dataset:
+    """Batches of patches from prepared examples; one iteration of the dataset is one epoch.
+
+    Args:
+        examples: images (x, y, z) float32 with labels (x, y, z) uint8, as `load_examples` gives.
+        sampling: patch shape, overlap, and whether patches are drawn at random.
+        batch_size: patches in a batch; a last smaller batch of an epoch is left out of training (``shuffle=True``).
+        augmentation: drawn anew for every patch and epoch.
+        shuffle: new order (and new random patches) in every epoch.
+        seed: of everything random.
+        first_epoch: number of the first epoch, for resumed runs.
+
+    Returns:
+        Dataset of (batch, *patch, 1) float32 and (batch, *patch) uint8, the slice axis dropped for slices.
+
+    Raises:
+        InputError: no examples, a patch larger than a volume, or fewer patches than one batch.
+    """
+    import tensorflow as tf
+
+    positive_ints("batch_size", (batch_size,), 1)
+    if not examples:
+        raise error("A dataset needs at least one example.", "none", "Check the split names in the manifest.")
+    plan = _Plan(examples, sampling, shuffle, seed, first_epoch)
+    if shuffle and len(plan) < batch_size:
+        raise error(f"An epoch must fill at least one batch of {batch_size}.", f"{len(plan)} patches")
+    squeezed = tuple(size for size in sampling.patch_shape if size != 1)
+
+    def load(case: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image, labels = examples[int(case)]
+        patch = cut(image, start, sampling.patch_shape).reshape(*squeezed, 1)
+        return np.ascontiguousarray(patch), np.ascontiguousarray(
+            cut(labels, start, sampling.patch_shape).reshape(squeezed)
+        )
+
+    def read(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image, labels = tf.numpy_function(load, (row[0], row[1:4]), (tf.float32, tf.uint8))
+        image, labels = tf.ensure_shape(image, (*squeezed, 1)), tf.ensure_shape(labels, squeezed)
+        return augmentation(image, labels, row[4:6]) if augmentation else (image, labels)
+
+    rows = tf.data.Dataset.from_generator(plan, output_signature=tf.TensorSpec((6,), tf.int32))
+    rows = rows.apply(tf.data.experimental.assert_cardinality(len(plan)))
+    dataset = rows.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.batch(batch_size, drop_remainder=shuffle).prefetch(2)
+
+
+class _Plan:
+    """Rows (case, x, y, z, seed, seed) of one epoch; every call is the next epoch."""
+
+    def __init__(
+        self, examples: Sequence[Example], sampling: Sampling, shuffle: bool, seed: int, first_epoch: int
+    ):
+        self.shapes = [image.shape for image, _ in examples]
+        self.sampling, self.shuffle, self.seed, self.epoch = sampling, shuffle, seed, first_epoch
+        self.grid = [patch_starts(shape, sampling.patch_shape, sampling.overlap) for shape in self.shapes]
+
+    def __len__(self) -> int:
+        per_volume = self.sampling.patches_per_volume if self.shuffle else None
+        return per_volume * len(self.shapes) if per_volume else sum(map(len, self.grid))
+
+    def __call__(self) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        self.epoch += 1
+        rows = self._rows(rng)
+        if self.shuffle:
+            rng.shuffle(rows)
+        yield from rows
+
+    def _rows(self, rng: np.random.Generator) -> np.ndarray:
+        count = self.sampling.patches_per_volume if self.shuffle else None
+        starts = self.grid
+        if count:
+            starts = [random_starts(shape, self.sampling.patch_shape, count, rng) for shape in self.shapes]
+        case = np.repeat(np.arange(len(starts)), [len(s) for s in starts])
+        seeds = rng.integers(0, 2**31 - 1, size=(len(case), 2))
+        return np.column_stack([case, np.concatenate(starts), seeds]).astype(np.int32)

@@ -1,0 +1,123 @@
+"""From a scan's own grid to the network's grid and back: orientation, resampling, normalisation.
+
+A network is trained on one kind of grid and must meet the same at prediction; `Preprocessing` is that promise, stored with the
+weights. Sources: mecheter2023 section 3.2 (48 slices, 256x256, local contrast normalisation), islam2025 section 3.1.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrseg._checks import choice, error, positive_ints
+from mrseg.data.geometry import Volume, from_canonical, grid_with_spacing, head_grid, resample, to_canonical
+from mrseg.data.normalization import NORMALIZATIONS
+
+GRIDS = ("native", "foreground", "spacing", "head")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a scan becomes what the network sees.
+
+    Attributes:
+        grid: ``native`` keeps the voxels (only turned to RAS+); ``foreground`` cuts the box of voxels > 0 (skull-stripped
+            scans); ``spacing`` resamples to ``spacing_mm``; ``head`` is the 48-slice grid of mecheter2023.
+        spacing_mm: voxel size in mm, for ``spacing`` and, in plane, for ``head`` (None: the scan's own).
+        shape: voxels of the grid, for ``head`` alone.
+        normalization: one of mrseg.data.normalization.NORMALIZATIONS.
+    """
+
+    grid: str = "native"
+    spacing_mm: tuple[float, float, float] | None = None
+    shape: tuple[int, int, int] | None = None
+    normalization: str = "lcn"
+
+    def __post_init__(self) -> None:
+        choice("preprocessing.grid", self.grid, GRIDS)
+        choice("preprocessing.normalization", self.normalization, NORMALIZATIONS)
+        if self.grid == "spacing" and self.spacing_mm is None:
+            raise error("preprocessing.grid 'spacing' needs spacing_mm.", None)
+        if self.spacing_mm is not None and (len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0):
+            raise error("preprocessing.spacing_mm is three positive numbers in mm.", self.spacing_mm)
+        if self.grid == "head":
+            if self.shape is None:
+                raise error("preprocessing.grid 'head' needs shape.", None, "The paper's is [256, 256, 48].")
+            positive_ints("preprocessing.shape", self.shape, 3)
+
+    def image(self, volume: Volume) -> Volume:
+        """Brings a scan onto the network's grid.
+
+        Args:
+            volume: array (x, y, z) in any orientation, affine.
+
+        Returns:
+            Normalised float32 array on the working grid in RAS+, and that grid's affine.
+        """
+        canonical = to_canonical(volume)
+        shape, affine = self._working_grid(canonical)
+        array = _onto(canonical, shape, affine, order=1)
+        return NORMALIZATIONS[self.normalization](array.astype(np.float32)), affine
+
+    def labels(self, volume: Volume, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+        """Brings a label map onto a working grid by nearest neighbour; uint8, outside its field of view 0."""
+        return _onto(to_canonical(volume), shape, affine, order=0)
+
+    def to_native(
+        self, probabilities: np.ndarray, affine: np.ndarray, native_shape: tuple, native_affine: np.ndarray
+    ) -> np.ndarray:
+        """Brings class probabilities back onto the scan's own grid.
+
+        Args:
+            probabilities: (x, y, z, classes) on the working grid.
+            affine: of the working grid.
+            native_shape: voxels of the scan.
+            native_affine: of the scan, any orientation.
+
+        Returns:
+            (*native_shape, classes) float32 in the scan's orientation; voxels outside the working grid are class 0.
+        """
+        _, canonical_affine = to_canonical((np.empty(native_shape, np.bool_), native_affine))
+        canonical_shape = to_canonical((np.empty(native_shape, np.bool_), native_affine))[0].shape
+        native = np.empty((*native_shape, probabilities.shape[-1]), np.float32)
+        for c in range(probabilities.shape[-1]):
+            channel = _onto(
+                (probabilities[..., c], affine), canonical_shape, canonical_affine, order=1, fill=float(c == 0)
+            )
+            native[..., c] = from_canonical(channel, native_shape, native_affine)
+        return native
+
+    def _working_grid(self, canonical: Volume) -> tuple[tuple[int, ...], np.ndarray]:
+        array, affine = canonical
+        if self.grid == "spacing":
+            assert self.spacing_mm is not None
+            return grid_with_spacing(array.shape, affine, self.spacing_mm)
+        if self.grid == "head":
+            assert self.shape is not None
+            in_plane = None if self.spacing_mm is None else self.spacing_mm[:2]
+            return head_grid(canonical, self.shape, spacing_mm=in_plane)
+        if self.grid == "foreground":
+            return _foreground_box(array, affine)
+        return array.shape, affine
+
+
+def _foreground_box(array: np.ndarray, affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """Grid of the smallest box that holds every voxel above 0."""
+    above = np.argwhere(array > 0)
+    if not len(above):
+        raise error("preprocessing.grid 'foreground' needs voxels above 0.", f"a maximum of {array.max()}")
+    first, last = above.min(0), above.max(0)
+    moved = affine.copy()
+    moved[:3, 3] = (affine @ [*first, 1.0])[:3]
+    return tuple(int(n) for n in last - first + 1), moved
+
+
+def _onto(
+    volume: Volume, shape: tuple[int, ...], affine: np.ndarray, *, order: int, fill: float = 0.0
+) -> np.ndarray:
+    """Resamples, or returns the array itself where the grid is the same already."""
+    array, own_affine = volume
+    if tuple(array.shape) == tuple(shape) and np.allclose(own_affine, affine, atol=1e-6):
+        return array
+    return resample(volume, shape, affine, order=order, fill=fill)

@@ -1,0 +1,354 @@
+"""Plots of numbers: learning curves from training logs, and one dot per subject with means and intervals.
+
+Like `mrseg.pictures`, every function returns a matplotlib Figure without global state. `to_svg` makes a
+picture that follows the light or dark theme of the page that shows it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from mrseg._checks import choice, error, existing_file
+from mrseg.panels import OKABE_ITO
+from mrseg.tables import metric_title
+
+_WIDTH_IN = 11.0
+# Sentinels: `to_svg` replaces them by variables that the page's theme sets.
+_INK, _FAINT = "#24292f", "#8a9199"
+_DARK = {_INK: "#e6e8eb", _FAINT: "#7d858f"}
+_TRAIN, _VALIDATION = OKABE_ITO["blue"], OKABE_ITO["vermillion"]
+
+Log = Mapping[str, Sequence[float] | np.ndarray]
+
+
+def read_log(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads a training log: CSV with a header line and one line per epoch.
+
+    Returns:
+        Column name to float64 values, (epochs,); an empty field is NaN. A log without an ``epoch`` column
+        gets one that counts from 0.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file has no header, no epoch yet, or a field that is no number.
+    """
+    path = existing_file(path)
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    names = [name for name in reader.fieldnames or () if name]
+    if not rows or not names:
+        raise error("A training log holds a header and one epoch or more.", f"{path}, {len(rows)} epochs")
+    try:
+        log = {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+    except (TypeError, ValueError) as reason:
+        raise error("A training log holds numbers only.", f"{path} ({reason})") from reason
+    return {"epoch": np.arange(len(rows), dtype=float), **log}
+
+
+def learning_curves(
+    logs: Mapping[str, str | Path | Log],
+    *,
+    metric: str = "loss",
+    monitor: str | None = None,
+    best: str = "lowest",
+    title: str = "",
+) -> Figure:
+    """Draws one panel per training on common axes: training and validation curve, the best epoch marked.
+
+    Args:
+        logs: name of the training to its CSV log or to columns ``{"epoch": .., "loss": .., "val_loss": ..}``.
+        metric: the column to draw; ``val_<metric>`` is drawn beside it where a log has it.
+        monitor: the column whose best epoch is marked; by default ``val_<metric>``, or ``metric`` without it.
+        best: ``lowest`` or ``highest`` value of the monitor.
+        title: a line above the panels.
+
+    Raises:
+        InputError: no log, or a log without the column, which lists the ones there are.
+
+    Example:
+        >>> figure = learning_curves({"T1w": "runs/t1/log.csv", "open": "runs/open/log.csv"})
+    """
+    choice("best", best, ("lowest", "highest"))
+    if not logs:
+        raise error("Learning curves need at least one log.", "none")
+    read = {n: read_log(g) if isinstance(g, (str, Path)) else _columns(g) for n, g in logs.items()}
+    across = min(len(read), 3) if len(read) != 4 else 4
+    down = -(-len(read) // across)
+    panel_in = 2.05 if down > 1 else 2.6
+    figure = _figure(0.85 + panel_in * down + 0.3)
+    grid = figure.subplots(down, across, sharex=False, sharey=True, squeeze=False)
+    for axes in grid.flat[len(read) :]:
+        axes.set_visible(False)
+    for axes, (name, log) in zip(grid.flat, read.items(), strict=False):
+        _curve_panel(axes, name, log, metric, monitor, best)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(_readable(metric), color=_INK, fontsize=10)
+    _headline(figure, title, [(_TRAIN, "-", "training"), (_VALIDATION, "-", "validation")])
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.065, right=0.99, top=1 - 0.85 / height, bottom=0.5 / height)
+    figure.subplots_adjust(hspace=0.62, wspace=0.08)
+    return figure
+
+
+def dot_plot(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    by: str = "model",
+    metric: str = "dice",
+    summary: Iterable[Mapping[str, Any]] = (),
+    classes: Sequence[str] | None = None,
+    reference: str | None = None,
+    title: str = "",
+) -> Figure:
+    """Draws one panel per class: a line per model with a dot per subject, the mean and its interval.
+
+    Args:
+        rows: tidy rows with keys ``by``, subject, class, metric, value. NaN values have no dot.
+        by: the key that names a line.
+        metric: which rows to draw.
+        summary: tidy rows with keys ``by``, class, metric, value, low, high: the estimate marked on a line
+            and its interval. Without a summary row the mean over the subjects is marked, without interval.
+        classes: the classes, in order; by default as they first appear.
+        reference: the model shown as a vertical line through all others, e.g. T1-w on T1-w.
+        title: a line above the panels.
+
+    Raises:
+        InputError: no row has this metric, or the reference is not among the models.
+
+    Example:
+        >>> figure = dot_plot(rows, metric="dice", summary=intervals, reference="T1w on T1w")
+    """
+    rows = [row for row in rows if row["metric"] == metric]
+    estimates = {(r[by], r["class"]): r for r in summary if r["metric"] == metric}
+    if not rows:
+        raise error(f"The rows hold the metric {metric!r}.", "none with it")
+    classes = list(dict.fromkeys(r["class"] for r in rows)) if classes is None else list(classes)
+    models = list(dict.fromkeys(r[by] for r in rows))
+    if reference is not None:
+        models.remove(choice("reference", reference, models))
+    height = 1.5 + 0.34 * max(len(models), 1)
+    figure = _figure(height)
+    panels = figure.subplots(1, len(classes), sharey=True, squeeze=False)[0]
+    longest = max((len(str(name)) for name in models), default=0)
+    for axes, name in zip(panels, classes, strict=True):
+        values = {
+            model: np.array([float(r["value"]) for r in rows if r[by] == model and r["class"] == name])
+            for model in ([*models, reference] if reference is not None else models)
+        }
+        marks = {model: _estimate(found, estimates.get((model, name))) for model, found in values.items()}
+        _dot_panel(axes, name, models, values, marks)
+        if reference is not None and math.isfinite(marks[reference][0]):
+            axes.axvline(marks[reference][0], color=_FAINT, linewidth=1.2, dashes=(4, 2), zorder=1)
+        axes.set_xlabel(_readable(metric), color=_INK, fontsize=10)
+    panels[0].set_yticks(range(len(models)), [str(m) for m in models], parse_math=False)
+    key = [(OKABE_ITO["sky"], "o", "subject"), (_INK, "|", "mean, with interval" if estimates else "mean")]
+    _headline(figure, title, key + ([(_FAINT, "--", str(reference))] if reference is not None else []))
+    left = min(0.3, (0.35 + 0.083 * longest) / _WIDTH_IN)
+    figure.subplots_adjust(left=left, right=0.985, top=1 - 0.82 / height, bottom=0.52 / height, wspace=0.1)
+    return figure
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as SVG with a transparent ground, its ink following the reader's light or dark theme.
+
+    Letters are drawn as outlines, so that it looks the same everywhere; the same figure gives the same bytes.
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "mrseg", "svg.fonttype": "path"}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue().decode("utf-8")
+    names = {_INK: "--ink", _FAINT: "--faint"}
+    for colour, name in names.items():
+        text = text.replace(colour, f"var({name})")
+    light = "".join(f"{name}:{colour};" for colour, name in names.items())
+    dark = "".join(f"{name}:{_DARK[colour]};" for colour, name in names.items())
+    style = f"<style>:root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
+    head, opened, rest = text.partition("<svg ")
+    tag, closed, body = rest.partition(">")
+    return (head + opened + tag + closed + style + body).encode("utf-8")
+
+
+def _figure(height_in: float) -> Figure:
+    figure = Figure(figsize=(_WIDTH_IN, height_in), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _headline(figure: Figure, title: str, key: Sequence[tuple[str, str, str]]) -> None:
+    """Title on the left, the key to the marks on the right, both above the panels."""
+    height = figure.get_figheight()
+    figure.text(
+        0.008,
+        1 - 0.1 / height,
+        title,
+        color=_INK,
+        fontsize=12.5,
+        fontweight="bold",
+        va="top",
+        parse_math=False,
+    )
+    handles = []
+    for colour, mark, label in key:
+        kind: dict[str, Any] = (
+            {"linestyle": mark} if mark in ("-", "--") else {"linestyle": "", "marker": mark}
+        )
+        width = 2.0 if mark == "|" else 0.0
+        handles.append(
+            Line2D(
+                [], [], color=colour, linewidth=1.8, markersize=8, markeredgewidth=width, label=label, **kind
+            )
+        )
+    legend = figure.legend(
+        handles=handles,
+        loc="upper right",
+        bbox_to_anchor=(0.993, 1 - 0.06 / height),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=10,
+        labelcolor=_INK,
+        borderaxespad=0,
+        borderpad=0,
+        handlelength=1.5,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _plain(axes: Any, name: str) -> None:
+    axes.set_facecolor("none")
+    axes.set_title(name, loc="left", fontsize=11, color=_INK, parse_math=False)
+    axes.tick_params(colors=_INK, labelsize=9.5, length=3, color=_FAINT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FAINT)
+    axes.grid(axis="y", color=_FAINT, alpha=0.25, linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _curve_panel(axes: Any, name: str, log: Log, metric: str, monitor: str | None, best: str) -> None:
+    for column in [metric] + ([monitor] if monitor else []):
+        choice(f"A column of the log of {name!r}", column, [c for c in log if c != "epoch"])
+    _plain(axes, name)
+    epochs = np.asarray(log["epoch"])
+    few = {"marker": "o", "markersize": 3.5} if len(epochs) < 3 else {}
+    axes.plot(epochs, log[metric], color=_TRAIN, linewidth=1.6, **few)
+    if f"val_{metric}" in log:
+        axes.plot(epochs, log[f"val_{metric}"], color=_VALIDATION, linewidth=1.6, **few)
+    monitor = monitor or (f"val_{metric}" if f"val_{metric}" in log else metric)
+    values = np.asarray(log[monitor], dtype=float)
+    axes.set_xlabel("epoch", color=_INK, fontsize=9.5, labelpad=2)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if not np.isfinite(values).any():
+        axes.text(
+            0.98,
+            0.95,
+            f"{monitor} was never finite",
+            transform=axes.transAxes,
+            color=_INK,
+            fontsize=9,
+            ha="right",
+            va="top",
+            parse_math=False,
+        )
+        return
+    at = int(np.nanargmin(values) if best == "lowest" else np.nanargmax(values))
+    axes.axvline(epochs[at], color=_FAINT, linewidth=1.0, dashes=(3, 2), zorder=1)
+    drawn = monitor if monitor in (metric, f"val_{metric}") else None
+    if drawn:
+        axes.plot(
+            [epochs[at]],
+            [values[at]],
+            "o",
+            color=_VALIDATION if drawn != metric else _TRAIN,
+            markersize=6,
+            markeredgecolor=_INK,
+            markeredgewidth=1.0,
+            zorder=5,
+        )
+    where = f"best epoch {epochs[at]:g}: {values[at]:.3f}"
+    where += "" if drawn else f" ({_readable(monitor)})"
+    axes.set_title(where, loc="right", fontsize=9.5, color=_FAINT, parse_math=False)
+
+
+def _dot_panel(
+    axes: Any,
+    name: str,
+    models: Sequence[str],
+    values: Mapping[str, np.ndarray],
+    marks: Mapping[str, tuple[float, float, float]],
+) -> None:
+    _plain(axes, name)
+    axes.grid(axis="x", color=_FAINT, alpha=0.25, linewidth=0.7)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    for y, model in enumerate(models):
+        found = values[model][np.isfinite(values[model])]
+        # Subjects in their order, spread over a narrow band, so that equal values stay visible.
+        lift = np.linspace(-0.17, 0.17, len(found)) if len(found) > 1 else np.zeros(len(found))
+        axes.plot(
+            found,
+            y + lift,
+            "o",
+            color=OKABE_ITO["sky"],
+            markersize=5,
+            alpha=0.85,
+            markeredgewidth=0,
+            zorder=2,
+        )
+        mean, low, high = marks[model]
+        if math.isfinite(mean):
+            axes.plot([mean, mean], [y - 0.27, y + 0.27], color=_INK, linewidth=2.0, zorder=4)
+        else:
+            axes.text(
+                0.5,
+                y,
+                "no value",
+                transform=axes.get_yaxis_transform(),
+                color=_FAINT,
+                fontsize=9,
+                ha="center",
+                va="center",
+            )
+        if math.isfinite(low) and math.isfinite(high):
+            axes.plot([low, high], [y, y], color=_INK, linewidth=1.3, zorder=3)
+    axes.set_ylim(max(len(models), 1) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+
+
+def _estimate(values: np.ndarray, summary: Mapping[str, Any] | None) -> tuple[float, float, float]:
+    """The mark on a line and the ends of its interval, NaN where unknown."""
+    nan = float("nan")
+    if summary is not None:
+        ends = (summary.get("low"), summary.get("high"))
+        low, high = (nan if end is None else float(end) for end in ends)
+        return float(summary["value"]), low, high
+    kept = values[np.isfinite(values)]
+    return (float(kept.mean()) if kept.size else nan), nan, nan
+
+
+def _columns(log: Log) -> dict[str, np.ndarray]:
+    columns = {name: np.asarray(values, dtype=float) for name, values in log.items()}
+    lengths = {len(values) for values in columns.values()}
+    if len(lengths) != 1 or lengths == {0}:
+        raise error("The columns of a log hold one value per epoch, at least one.",
+                    f"lengths { {n: len(v) for n, v in columns.items()} }")  # fmt: skip
+    return {"epoch": np.arange(lengths.pop(), dtype=float), **columns}
+
+
+def _readable(name: str) -> str:
+    if name.startswith("val_"):
+        return f"validation {_readable(name.removeprefix('val_'))}"
+    return metric_title(name).replace("_", " ")

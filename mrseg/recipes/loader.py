@@ -1,0 +1,224 @@
+"""One YAML page per experiment: read, checked field by field, turned into frozen dataclasses."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mrseg._checks import choice, error, existing_file
+from mrseg.data.augmentation import Augmentation
+from mrseg.data.patches import Sampling
+from mrseg.data.preprocessing import Preprocessing
+from mrseg.models.builders import BUILDERS
+from mrseg.training import Loss, Training
+from mrseg.transfer.fusion import FUSIONS
+
+FOLDER = Path(__file__).parent
+MECHANISMS = ("none", "open", "conservative", "hybrid")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A builder of mrseg.models by name, and the arguments it gets besides input shape and classes."""
+
+    builder: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choice("network.builder", self.builder, BUILDERS)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How a trained network is carried to the recipe's sequence (mecheter2023 section 3.3).
+
+    Attributes:
+        mechanism: ``none`` takes the network as it is; ``open`` trains all of it; ``conservative`` trains the last
+            ``convs`` convolutions and the head; ``hybrid`` adds a new encoder beside the frozen one.
+        convs: for ``conservative``: a number counted from the output (0: head alone), or ``decoder``.
+        fuse: for ``hybrid``: multiply, average, maximum or concat.
+        fuse_at: for ``hybrid``: ``all`` levels or the ``bottleneck``.
+    """
+
+    mechanism: str
+    convs: int | str = 0
+    fuse: str = "multiply"
+    fuse_at: str = "all"
+
+    def __post_init__(self) -> None:
+        choice("transfer.mechanism", self.mechanism, MECHANISMS)
+        choice("transfer.fuse", self.fuse, FUSIONS)
+        choice("transfer.fuse_at", self.fuse_at, ("all", "bottleneck"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment of one paper, complete but for the scans.
+
+    Attributes:
+        name: of the page, ``mecheter2023_t1``.
+        title: one line.
+        paper: key of the paper, or ``phantom``.
+        command: how to run it.
+        sequence: MR sequence of the scans, a column of the manifest.
+        class_names: name of every label value from 0.
+        network, preprocessing, sampling, augmentation, loss, training: see these classes.
+        transfer: None trains from scratch.
+        validation_subjects: training subjects set aside for plateau, stopping and the best epoch.
+        expected: the paper's figures, class -> metric -> value.
+        unstated: what the paper leaves open and this page fixes.
+    """
+
+    name: str
+    title: str
+    paper: str
+    command: str
+    sequence: str
+    class_names: tuple[str, ...]
+    network: Network
+    sampling: Sampling
+    preprocessing: Preprocessing = Preprocessing()
+    augmentation: Augmentation = Augmentation()
+    loss: Loss = Loss()
+    training: Training = Training()
+    transfer: Transfer | None = None
+    validation_subjects: tuple[str, ...] = ()
+    expected: dict[str, Any] = field(default_factory=dict)
+    unstated: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values that `load_recipe` reads again."""
+        return _plain(dataclasses.asdict(self))
+
+
+def list_recipes() -> list[str]:
+    """Names of the pages that come with mrseg."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe by name, or from a YAML file of your own.
+
+    Args:
+        name_or_path: ``mecheter2023_t1``, or ``my_recipe.yaml``. A page may name another as ``base`` and give only what differs.
+        overrides: ``key=value`` with dots into the page, ``training.epochs=12``; values are YAML.
+
+    Raises:
+        InputError: unknown recipe or key (the nearest is named), or a value of the wrong type.
+        FileNotFoundError: no such file.
+
+    Example:
+        >>> load_recipe("islam2025_unet", ["training.epochs=12"]).training.epochs
+        12
+    """
+    page = _read_page(name_or_path)
+    for override in overrides:
+        _override(page, override)
+    return _build(Recipe, page, "")
+
+
+def _read_page(name_or_path: str | Path) -> dict[str, Any]:
+    text = str(name_or_path)
+    if text.endswith((".yaml", ".yml")):
+        path = existing_file(text)
+    else:
+        path = FOLDER / f"{choice('The recipe', text, list_recipes())}.yaml"
+    try:
+        page = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as reason:
+        raise error("A recipe is a YAML page.", f"{path}: {' '.join(str(reason).split())}") from None
+    if not isinstance(page, dict):
+        raise error("A recipe is a YAML page of keys and values.", path)
+    base = page.pop("base", None)
+    return page if base is None else _merge(_read_page(base), page)
+
+
+def _merge(base: dict[str, Any], page: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(base)
+    for key, value in page.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(page: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise error("An override is key=value.", repr(override), "Write training.epochs=12.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = page.get(parent)
+        if inner is None:
+            inner = page[parent] = {}
+        if not isinstance(inner, dict):
+            raise error(f"{parent} holds no further keys.", repr(override))
+        page = inner
+    page[last] = yaml.safe_load(text)
+
+
+def _build(kind: type, values: Any, place: str) -> Any:
+    """A dataclass from a mapping, every key known and every value of the declared type."""
+    if not isinstance(values, dict):
+        raise error(f"{place} is a group of keys.", repr(values))
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        choice(f"A key of {place or 'a recipe'}", key, hints)
+    needed = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    for name in needed:
+        if name not in values:
+            raise error(f"{place or 'A recipe'} needs the key {name}.", f"only {', '.join(values)}")
+    return kind(**{key: _value(hints[key], value, f"{place}.{key}".strip(".")) for key, value in values.items()})
+
+
+def _value(hint: Any, value: Any, place: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, place)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        plain = [a for a in options if isinstance(a, type) and type(value) is a]
+        return _value((plain or options)[0], value, place)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise error(f"{place} is a list.", repr(value))
+        item = arguments[0]
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise error(f"{place} is a list of {len(arguments)} values.", repr(value))
+        return tuple(_value(item, v, f"{place}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise error(f"{place} is a group of keys.", repr(value))
+        return value
+    return _scalar(hint, value, place)
+
+
+def _scalar(kind: type, value: Any, place: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is kind:
+        return value
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    remedy = ""
+    if kind is float and isinstance(value, str):
+        remedy = "YAML reads 1e-3 as text: write 1.0e-3."
+    raise error(f"{place} is {words[kind]}.", repr(value), remedy)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,159 @@
+"""A segmenter: network, preprocessing, label table and provenance in one folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import nibabel as nib
+import numpy as np
+
+from mrseg._checks import error, existing_folder
+from mrseg._files import atomic_folder
+from mrseg.data.geometry import Volume
+from mrseg.data.io import read_volume
+from mrseg.data.patches import Sampling
+from mrseg.data.preprocessing import Preprocessing
+from mrseg.inference import compile_forward, predict_probabilities
+
+CARD = "segmenter.json"
+NETWORK = "network.keras"
+
+
+@dataclass
+class Segmenter:
+    """Segments scans on their own grid.
+
+    Attributes:
+        model: network whose input is a patch of ``sampling.patch_shape`` and whose output are class probabilities.
+        preprocessing: from the scan's grid to the network's.
+        sampling: patches and their overlap at prediction.
+        class_names: name of every output channel; the position is the label's value.
+        sequence: MR sequence the network was trained on last, say ``T2w``.
+        provenance: recipe, data, seed, versions: whatever explains the weights; plain JSON values.
+
+    Example:
+        >>> segmenter = mrseg.Segmenter.load("runs/demo/segmenter")
+        >>> label_image = segmenter("t2.nii.gz")           # nibabel image on the scan's grid
+        >>> label_image.to_filename("t2_dseg.nii.gz")
+    """
+
+    model: keras.Model
+    preprocessing: Preprocessing
+    sampling: Sampling
+    class_names: tuple[str, ...]
+    sequence: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 2
+
+    def __post_init__(self) -> None:
+        channels = self.model.output_shape[-1]
+        if channels != len(self.class_names):
+            raise error("Every output channel needs a class name.", f"{channels} channels, {self.class_names}")
+        self._forward: Callable[[np.ndarray], np.ndarray] | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Segmenter:
+        """Reads a folder that `save` wrote.
+
+        Raises:
+            FileNotFoundError: the folder or a part of it is missing; the message names the part.
+            InputError: the card is damaged, or the network is not the one that was saved with it.
+        """
+        folder = existing_folder(folder)
+        for part in (CARD, NETWORK):
+            if not (folder / part).is_file():
+                raise FileNotFoundError(
+                    f"A segmenter folder holds {CARD} and {NETWORK}. Received: {folder} without {part}. "
+                    "Copy the whole folder, or save the segmenter again."
+                )
+        try:
+            card = json.loads((folder / CARD).read_text())
+            wanted = card["network_sha256"]
+            parts = {
+                "preprocessing": Preprocessing(**_tuples(card["preprocessing"])),
+                "sampling": Sampling(**_tuples(card["sampling"])),
+                "class_names": tuple(card["class_names"]),
+                "sequence": card["sequence"],
+                "provenance": card["provenance"],
+            }
+        except (json.JSONDecodeError, KeyError, TypeError) as reason:
+            raise error(f"{CARD} must be the card that mrseg wrote.", f"{folder / CARD} ({reason!r})") from None
+        if _sha256(folder / NETWORK) != wanted:
+            raise error(
+                f"{NETWORK} must be the network that {CARD} describes.",
+                f"{folder / NETWORK} with another checksum",
+                "The file is damaged or was exchanged; copy the folder again.",
+            )
+        return cls(model=keras.saving.load_model(folder / NETWORK, compile=False), **parts)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the folder as a whole: ``segmenter.json`` and ``network.keras``."""
+        with atomic_folder(folder) as temporary:
+            self.model.save(temporary / NETWORK)
+            card = {
+                "class_names": list(self.class_names),
+                "sequence": self.sequence,
+                "preprocessing": dataclasses.asdict(self.preprocessing),
+                "sampling": dataclasses.asdict(self.sampling),
+                "provenance": self.provenance,
+                "network_sha256": _sha256(temporary / NETWORK),
+            }
+            (temporary / CARD).write_text(json.dumps(card, indent=2))
+        return Path(folder)
+
+    def __call__(self, scan: str | Path | Volume, *, progress: bool = False) -> nib.Nifti1Image:
+        """Label map of a scan on the scan's own grid, shape, affine and orientation untouched.
+
+        Args:
+            scan: file, or (array (x, y, z), affine).
+            progress: show a bar over the patches.
+
+        Returns:
+            NIfTI image of uint8 labels.
+        """
+        volume = scan if isinstance(scan, tuple) else read_volume(scan)
+        labels = self.probabilities(volume, progress=progress).argmax(-1).astype(np.uint8)
+        image = nib.Nifti1Image(labels, volume[1])
+        image.header.set_xyzt_units("mm")
+        return image
+
+    def probabilities(self, volume: Volume, *, progress: bool = False) -> np.ndarray:
+        """Class probabilities on the scan's own grid.
+
+        Args:
+            volume: array (x, y, z) in any orientation, affine.
+            progress: show a bar over the patches.
+
+        Returns:
+            (x, y, z, classes) float32.
+        """
+        image, affine = self.preprocessing.image(volume)
+        if self._forward is None:
+            self._forward = compile_forward(self.model, (self.batch_size, *self.sampling.input_shape))
+        probabilities = predict_probabilities(
+            self._forward,
+            image,
+            self.sampling,
+            num_classes=len(self.class_names),
+            batch_size=self.batch_size,
+            progress=progress,
+        )
+        return self.preprocessing.to_native(probabilities, affine, volume[0].shape, volume[1])
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON gives lists where the dataclasses hold tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+

@@ -1,0 +1,379 @@
+"""`fit` with the papers' schedules, resumable after a kill, its log as CSV.
+
+Sources: mecheter2023 section 3.5 (Adam, rate x0.75 after 5 flat epochs, stop after 10), mecheter2020 and islam2025 section 3.3.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+from tqdm import tqdm
+
+from mrseg._checks import choice, error, positive_ints
+from mrseg._files import atomic_file, writable_folder
+from mrseg.metrics import losses
+from mrseg.metrics.streaming import for_classes
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
+LOSSES = {
+    "categorical_cross_entropy": losses.CategoricalCrossEntropy,
+    "dice": losses.CategoricalDice,
+    "dice_cross_entropy": losses.DiceCrossEntropy,
+}
+LOGGERS = ("tensorboard", "wandb")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss by name; ``class_weights`` only for the cross-entropy (islam2025: 1, 10, 3, 3)."""
+
+    name: str = "categorical_cross_entropy"
+    class_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        choice("loss.name", self.name, LOSSES)
+
+    def build(self) -> keras.Loss:
+        """The Keras loss."""
+        if self.class_weights is None:
+            return LOSSES[self.name]()
+        if self.name == "dice":
+            raise error("loss.class_weights belongs to a cross-entropy.", f"loss.name {self.name!r}")
+        return LOSSES[self.name](class_weights=self.class_weights)
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """Multiplies the learning rate by ``factor`` when ``monitor`` has not improved for ``patience`` epochs."""
+
+    monitor: str = "loss"
+    factor: float = 0.1
+    patience: int = 10
+    min_learning_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Ends training when ``monitor`` has not improved for ``patience`` epochs."""
+
+    monitor: str = "val_loss"
+    patience: int = 20
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything `fit` needs besides the model and the data.
+
+    Attributes:
+        epochs: at most so many.
+        batch_size: patches or slices in a step.
+        learning_rate: of the first step.
+        optimizer: ``adam`` or ``sgd`` (momentum 0.9).
+        schedule: ``constant``, or ``cosine`` down to 0 at the last step.
+        plateau: reduces a constant rate.
+        early_stopping: ends the run early.
+        keep: ``last`` weights, or those of the epoch with the best value of a log column, say ``val_loss``.
+        precision: dtype policy. On a CPU mixed precision means ``mixed_bfloat16``: float16 has no 3-D pooling there.
+        seed: of initial weights, order, patches and augmentation.
+    """
+
+    epochs: int = 200
+    batch_size: int = 2
+    learning_rate: float = 1.0e-4
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    plateau: Plateau | None = None
+    early_stopping: EarlyStopping | None = None
+    keep: str = "last"
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive_ints("training.epochs, training.batch_size", (self.epochs, self.batch_size), 2)
+        choice("training.optimizer", self.optimizer, OPTIMIZERS)
+        choice("training.schedule", self.schedule, ("constant", "cosine"))
+        choice("training.precision", self.precision, PRECISIONS)
+        if not self.learning_rate > 0:
+            raise error("training.learning_rate is positive.", self.learning_rate)
+        if self.schedule == "cosine" and (self.plateau or self.early_stopping):
+            raise error(
+                "A cosine schedule runs to its last epoch.",
+                "training.plateau or training.early_stopping besides",
+                "Leave these out, or take schedule: constant.",
+            )
+
+
+@contextmanager
+def precision(policy: str) -> Iterator[None]:
+    """Builds models under a dtype policy and restores the global one afterwards.
+
+    Example:
+        >>> with precision("mixed_bfloat16"):
+        ...     model = mrseg.models.se_unet3d((32, 32, 16, 1))
+    """
+    choice("precision", policy, PRECISIONS)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def epochs_done(folder: str | Path) -> int:
+    """Epochs that an earlier, unfinished or finished run left in ``folder``."""
+    return len(_read_state(Path(folder))["history"])
+
+
+def fit(
+    model: keras.Model,
+    train: tf.data.Dataset,
+    validation: tf.data.Dataset | None,
+    settings: Training,
+    *,
+    loss: Loss,
+    class_names: Sequence[str],
+    folder: str | Path,
+    loggers: Sequence[str] = (),
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Trains ``model`` in place, or continues the run that ``folder`` holds.
+
+    Every epoch leaves ``checkpoint/`` (weights, optimiser, log) and ``log.csv`` in ``folder``, each replaced as a
+    whole; a killed run that is started again goes on after its last whole epoch with the same rate, patience and batches.
+
+    Args:
+        model: network, frozen or not; compiled here.
+        train: batches of one epoch; for a resumed run built with ``first_epoch=epochs_done(folder)``.
+        validation: batches, or None.
+        settings: schedule.
+        loss: loss.
+        class_names: names of the output channels, for the metrics.
+        folder: where checkpoint and log go.
+        loggers: ``tensorboard`` and ``wandb`` (extras of the same names).
+        progress: show a bar over the epochs.
+
+    Returns:
+        One row an epoch: epoch, loss, dice, ..., val_loss, ..., learning_rate.
+
+    Raises:
+        InputError: nothing is trainable, or a monitored column does not exist.
+        OSError: the folder cannot be written.
+    """
+    folder = writable_folder(folder)
+    state = _read_state(folder)
+    if not model.trainable_variables:
+        raise error("fit needs something to train.", "a model whose layers are all frozen")
+    _check_monitors(settings, validation is not None)
+    _compile(model, settings, loss, class_names, steps=int(train.cardinality()))
+    checkpoint = _Checkpoint(folder, settings, state, progress)
+    if not state["finished"]:
+        model.fit(
+            train,
+            validation_data=validation,
+            initial_epoch=len(state["history"]),
+            epochs=settings.epochs,
+            callbacks=[*_loggers(loggers, folder), *checkpoint.followers, checkpoint],
+            shuffle=False,  # the dataset shuffles by itself
+            verbose=0,
+        )
+        checkpoint.finish()
+    checkpoint.restore(model, best=settings.keep != "last")
+    return checkpoint.history
+
+
+def _compile(
+    model: keras.Model, settings: Training, loss: Loss, class_names: Sequence[str], steps: int
+) -> None:
+    rate: Any = settings.learning_rate
+    if settings.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps * settings.epochs)
+    options = {"momentum": 0.9} if settings.optimizer == "sgd" else {}
+    model.compile(
+        optimizer=OPTIMIZERS[settings.optimizer](rate, **options),
+        loss=loss.build(),
+        metrics=for_classes(class_names),
+        jit_compile="auto" if _xla_pays() else False,
+    )
+
+
+def _xla_pays() -> bool:
+    """XLA on TensorFlow's CPU is several times slower in 3-D; JAX has nothing else."""
+    if keras.backend.backend() == "jax":
+        return True
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def _mode(monitor: str) -> str:
+    return "min" if monitor.removeprefix("val_") == "loss" else "max"
+
+
+def _check_monitors(settings: Training, has_validation: bool) -> None:
+    wanted = [settings.keep] if settings.keep != "last" else []
+    wanted += [rule.monitor for rule in (settings.plateau, settings.early_stopping) if rule]
+    for monitor in wanted:
+        if monitor.startswith("val_") and not has_validation:
+            raise error(
+                f"{monitor} is measured on validation cases.",
+                "no validation case",
+                "Give some cases the split 'val', or monitor 'loss'.",
+            )
+
+
+class _Checkpoint(keras.callbacks.Callback):
+    """Writes weights, optimiser and log after every epoch, and brings them back."""
+
+    def __init__(self, folder: Path, settings: Training, state: dict, progress: bool):
+        super().__init__()
+        self.folder, self.settings = folder, settings
+        self.history: list[dict[str, float]] = state["history"]
+        self.followers = _schedule_callbacks(settings)
+        self.bar = tqdm(
+            total=settings.epochs,
+            initial=len(self.history),
+            desc=folder.name,
+            unit="epoch",
+            disable=not progress,
+        )
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Replays the log through the schedule callbacks, then restores weights and optimiser."""
+        for row in self.history:
+            for follower in self.followers:
+                follower.on_epoch_end(int(row["epoch"]), dict(row))
+        if self.history:
+            self.restore(self.model)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Saves the epoch as a whole."""
+        row = {"epoch": epoch, **{key: float(value) for key, value in (logs or {}).items()}}
+        row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        missing = [m for m in self._monitors() if m not in row]
+        if missing:
+            raise error(f"A monitored column must be one of {', '.join(row)}.", missing[0])
+        self.history.append(row)
+        if self.settings.keep != "last" and self._is_best(row):
+            with atomic_file(self.folder / "best.weights.h5") as path:
+                self.model.save_weights(path)
+        self._save(finished=False)
+        self.bar.update()
+        self.bar.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "dice", "val_dice") if key in row})
+
+    def finish(self) -> None:
+        """Marks the run as complete, so that starting it again trains no further."""
+        self.bar.close()
+        self._save(finished=True)
+
+    def restore(self, model: keras.Model, best: bool = False) -> None:
+        """Copies the saved weights (the best, or the last with the optimiser) into ``model``."""
+        if best:
+            model.load_weights(self.folder / "best.weights.h5")
+            return
+        name = _read_state(self.folder)["model"]
+        saved = keras.saving.load_model(self.folder / "checkpoint" / name)
+        _assign(model.weights, saved.weights, self.folder)
+        if model.optimizer is not None and saved.optimizer is not None:
+            model.optimizer.build(model.trainable_variables)
+            _assign(model.optimizer.variables, saved.optimizer.variables, self.folder)
+
+    def _monitors(self) -> list[str]:
+        rules = (self.settings.plateau, self.settings.early_stopping)
+        keep = [] if self.settings.keep == "last" else [self.settings.keep]
+        return keep + [rule.monitor for rule in rules if rule]
+
+    def _is_best(self, row: dict[str, float]) -> bool:
+        sign = 1.0 if _mode(self.settings.keep) == "min" else -1.0
+        return all(sign * row[self.settings.keep] <= sign * r[self.settings.keep] for r in self.history)
+
+    def _save(self, finished: bool) -> None:
+        folder = self.folder / "checkpoint"
+        name = f"epoch{len(self.history):04d}.keras"
+        if not finished:
+            with atomic_file(folder / name) as path:
+                self.model.save(path)
+        # The state names its model file, so that one rename moves the run from one whole epoch to the next.
+        with atomic_file(folder / "state.json") as path:
+            path.write_text(json.dumps({"finished": finished, "model": name, "history": self.history}))
+        for old in folder.glob("epoch*.keras"):
+            if old.name != name:
+                old.unlink()
+        with atomic_file(self.folder / "log.csv") as path, open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.history[0]))
+            writer.writeheader()
+            writer.writerows(self.history)
+
+
+def _schedule_callbacks(settings: Training) -> list[keras.callbacks.Callback]:
+    callbacks: list[keras.callbacks.Callback] = []
+    if settings.plateau:
+        rule = settings.plateau
+        callbacks.append(
+            keras.callbacks.ReduceLROnPlateau(
+                monitor=rule.monitor,
+                mode=_mode(rule.monitor),
+                factor=rule.factor,
+                patience=rule.patience,
+                min_lr=rule.min_learning_rate,
+                min_delta=0.0,
+            )
+        )
+    if settings.early_stopping:
+        stop = settings.early_stopping
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                monitor=stop.monitor, mode=_mode(stop.monitor), patience=stop.patience
+            )
+        )
+    return callbacks
+
+
+def _loggers(names: Sequence[str], folder: Path) -> list[keras.callbacks.Callback]:
+    callbacks: list[keras.callbacks.Callback] = []
+    for name in names:
+        choice("logger", name, LOGGERS)
+        try:
+            if name == "tensorboard":
+                callbacks.append(keras.callbacks.TensorBoard(str(folder / "tensorboard")))
+            else:
+                from wandb.integration.keras import WandbMetricsLogger
+
+                callbacks.append(WandbMetricsLogger())
+        except ImportError as reason:
+            raise error(
+                f"The logger {name!r} needs its package.", reason, f"pip install 'mrseg[{name}]'."
+            ) from None
+    return callbacks
+
+
+def _assign(targets: Sequence[Any], sources: Sequence[Any], folder: Path) -> None:
+    if [tuple(v.shape) for v in targets] != [tuple(v.shape) for v in sources]:
+        raise error(
+            "A run can only be continued with the network it was begun with.",
+            f"other variables in {folder / 'checkpoint'}",
+            "Choose another output folder, or remove this one.",
+        )
+    for target, source in zip(targets, sources, strict=True):
+        target.assign(source)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / "checkpoint" / "state.json"
+    if not path.exists():
+        return {"finished": False, "model": "", "history": []}
+    return json.loads(path.read_text())

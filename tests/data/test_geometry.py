@@ -1,0 +1,434 @@
+from __future__ import annotations
+
+import itertools
+import math
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel import affines, orientations
+
+from mrseg._checks import InputError
+from mrseg.data import geometry, io
+
+ORIENTATIONS = [
+    "".join(sign[axis] for sign, axis in zip(signs, order, strict=True))
+    for order in itertools.permutations(range(3))
+    for signs in itertools.product(("RAS", "LPI"), repeat=3)
+]
+
+
+def affine_of(spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0)):
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = origin
+    return affine
+
+
+def rotation(angle_deg, axis):
+    c, s = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
+    matrix = np.eye(4)
+    i, j = [a for a in range(3) if a != axis]
+    matrix[i, i] = matrix[j, j] = c
+    matrix[i, j], matrix[j, i] = -s, s
+    return matrix
+
+
+def oriented(codes, shape, spacing, tilt_deg=0.0):
+    """A volume of distinct values whose axes run along ``codes``, tilted a little about each axis."""
+    matrix = orientations.inv_ornt_aff(orientations.axcodes2ornt(codes), shape)
+    tilt = rotation(tilt_deg, 0) @ rotation(-tilt_deg, 1) @ rotation(tilt_deg, 2)
+    affine = tilt @ np.linalg.inv(matrix) @ np.diag([*spacing, 1.0])
+    affine[:3, 3] = (-31.5, 7.25, 100.0)
+    array = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    return array, affine
+
+
+def world_of_each_value(array, affine):
+    index = np.stack(np.unravel_index(np.argsort(array, axis=None), array.shape), axis=-1)
+    return affines.apply_affine(affine, index)
+
+
+def test_there_are_48_orientations():
+    assert len(set(ORIENTATIONS)) == 48
+
+
+@pytest.mark.parametrize("tilt_deg", [0.0, 9.0])
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_canonical_moves_no_voxel_in_the_world_and_goes_back_exactly(codes, tilt_deg):
+    native = oriented(codes, (3, 5, 7), (0.9, 3.0, 1.1), tilt_deg)
+    array, affine = geometry.to_canonical(native)
+    assert orientations.aff2axcodes(affine) == ("R", "A", "S")
+    np.testing.assert_allclose(
+        world_of_each_value(array, affine), world_of_each_value(*native), atol=1e-9
+    )
+    back = geometry.from_canonical(array, native[0].shape, native[1])
+    assert np.array_equal(back, native[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(ORIENTATIONS),
+    st.tuples(*[st.integers(1, 6)] * 3),
+    st.tuples(*[st.floats(0.2, 6.0)] * 3),
+    st.floats(-20.0, 20.0),
+)
+def test_canonical_and_back_is_the_identity_for_any_size_and_spacing(codes, shape, spacing, tilt_deg):
+    array, affine = oriented(codes, shape, spacing, tilt_deg)
+    canonical = geometry.to_canonical((array, affine))
+    assert np.array_equal(geometry.from_canonical(canonical[0], shape, affine), array)
+    twice = geometry.to_canonical(canonical)
+    assert np.array_equal(twice[0], canonical[0])
+    np.testing.assert_allclose(twice[1], canonical[1], atol=1e-12)
+
+
+def test_channels_stay_last_on_the_way_back():
+    native, affine = oriented("LSP", (3, 4, 5), (1, 1, 1))
+    two = np.stack([native, -native], axis=-1)
+    canonical, _ = geometry.to_canonical((two, affine))
+    assert np.array_equal(geometry.from_canonical(canonical, native.shape, affine), two)
+
+
+def test_going_back_to_a_grid_of_another_shape_is_an_error():
+    native, affine = oriented("LSP", (3, 4, 5), (1, 1, 1))
+    with pytest.raises(InputError, match=r"native shape \(3, 4, 6\)"):
+        geometry.from_canonical(geometry.to_canonical((native, affine))[0], (3, 4, 6), affine)
+
+
+def test_voxel_sizes_are_the_lengths_of_the_affines_columns():
+    tilted = rotation(30, 2) @ affine_of((0.9, 1.5, 3.0))
+    np.testing.assert_allclose(geometry.voxel_sizes(tilted), (0.9, 1.5, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("broken", "rule"),
+    [
+        (np.diag([1.0, 1.0, 0.0, 1.0]), "invertible"),
+        (np.diag([1.0, 1.0, np.nan, 1.0]), "finite"),
+        (np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "invertible"),
+        (np.eye(3), "4x4"),
+    ],
+)
+def test_a_broken_affine_is_refused(broken, rule):
+    with pytest.raises(InputError, match=rule):
+        geometry.voxel_sizes(broken)
+
+
+def test_tiny_voxels_are_not_mistaken_for_a_singular_affine():
+    assert geometry.voxel_sizes(affine_of((1e-3, 1e-3, 1e-3))) == (1e-3, 1e-3, 1e-3)
+
+
+def test_a_shifted_grid_is_as_far_as_its_shift():
+    moved = affine_of(origin=(3.0, 4.0, 0.0))
+    assert geometry.grid_distance_mm((2, 2, 2), affine_of(), (2, 2, 2), moved) == pytest.approx(5.0)
+
+
+def test_a_coarser_spacing_moves_the_far_corner_most():
+    # The far corner has index (10, 0, 0): 10 mm against 11 mm.
+    assert geometry.grid_distance_mm(
+        (11, 1, 1), affine_of(), (11, 1, 1), affine_of((1.1, 1, 1))
+    ) == pytest.approx(1.0)
+
+
+def test_grids_of_different_shape_are_infinitely_far():
+    assert geometry.grid_distance_mm((2, 2, 2), np.eye(4), (2, 2, 3), np.eye(4)) == math.inf
+
+
+def test_one_grid_within_rounding_passes_the_check():
+    volume = np.zeros((256, 256, 48)), affine_of((0.9, 0.9, 3.0))
+    rounded = volume[0], np.asarray(volume[1] * (1 + 1e-6), dtype=np.float32)
+    geometry.check_same_grid("a.nii", volume, "b.nii", rounded)
+
+
+def test_different_grids_are_named_with_their_distance_and_a_remedy():
+    a, b = (np.zeros((2, 2, 2)), np.eye(4)), (np.zeros((2, 2, 2)), affine_of(origin=(0, 0, 2.5)))
+    with pytest.raises(InputError, match=r"t1.nii and seg.nii.*2\.5 mm apart.*mrseg.data.resample"):
+        geometry.check_same_grid("t1.nii", a, "seg.nii", b)
+
+
+def test_different_shapes_are_named_in_the_error():
+    a, b = (np.zeros((2, 2, 2)), np.eye(4)), (np.zeros((2, 2, 3)), np.eye(4))
+    with pytest.raises(InputError, match=r"t1.nii of shape \(2, 2, 2\) and seg.nii of shape \(2, 2, 3\)"):
+        geometry.check_same_grid("t1.nii", a, "seg.nii", b)
+
+
+def naive_resample(array, affine, shape, to_affine, order, fill):
+    """One target voxel after another: its world position, its source index, nearest or trilinear."""
+    to_source = np.linalg.inv(affine) @ to_affine
+    out = np.empty(shape, dtype=np.float64)
+    for target in np.ndindex(*shape):
+        position = affines.apply_affine(to_source, target)
+        if any(p < -0.5 - 1e-6 or p > n - 0.5 + 1e-6 for p, n in zip(position, array.shape, strict=True)):
+            out[target] = fill
+            continue
+        position = [min(max(p, 0), n - 1) for p, n in zip(position, array.shape, strict=True)]
+        if order == 0:
+            out[target] = array[tuple(math.floor(p + 0.5) for p in position)]
+            continue
+        total = 0.0
+        for corner in itertools.product((0, 1), repeat=3):
+            weight, index = 1.0, []
+            for p, up, n in zip(position, corner, array.shape, strict=True):
+                low = min(math.floor(p), n - 1)
+                weight *= (p - low) if up else 1 - (p - low)
+                index.append(min(low + up, n - 1))
+            total += weight * array[tuple(index)]
+        out[target] = total
+    return out
+
+
+GRIDS = {
+    "shifted": ((6, 5, 7), affine_of(origin=(0.3, -0.2, 0.45))),
+    "finer": ((9, 8, 9), affine_of((0.6, 0.55, 0.7), (-0.4, -0.3, 0.0))),
+    "flipped": ((5, 4, 6), np.array([[-1.0, 0, 0, 4.2], [0, 0, 1, 0.1], [0, -1.3, 0, 3.4], [0, 0, 0, 1]])),
+    "oblique": ((6, 6, 6), rotation(17, 2) @ rotation(-8, 0) @ affine_of((0.9, 0.9, 0.8), (0.5, -0.6, 0.2))),
+}
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("name", GRIDS)
+def test_resampling_agrees_with_a_naive_loop(name, order):
+    rng = np.random.default_rng(1)
+    array = rng.normal(size=(5, 4, 6)).astype(np.float32)
+    shape, to_affine = GRIDS[name]
+    affine = rotation(3, 1) @ affine_of((1.0, 1.2, 0.9)) if name == "oblique" else affine_of()
+    expected = naive_resample(array, affine, shape, to_affine, order, fill=-7.0)
+    result = geometry.resample((array, affine), shape, to_affine, order=order, fill=-7.0, antialias=False)
+    # float32 in and out; the interpolation itself runs in double.
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("tilt_deg", [0.0, 11.0])
+def test_resampling_onto_the_own_grid_changes_nothing(order, tilt_deg):
+    array, affine = oriented("LIA", (5, 6, 7), (0.7, 1.3, 2.9), tilt_deg)
+    result = geometry.resample((array, affine), array.shape, affine, order=order)
+    # Interpolation weights of a tilted grid are off 0 and 1 by the rounding of its inverse, 1e-9 voxels.
+    np.testing.assert_allclose(result, array, rtol=0, atol=0 if tilt_deg == 0 or order == 0 else 1e-4)
+
+
+def test_the_field_of_view_ends_at_the_outer_edge_of_the_outer_voxel():
+    #  source voxels      [  10  |  20  ]          edges at -0.5, 0.5, 1.5
+    #  target centres   x   x  x   x  x   x        at -0.75, -0.25, 0.25, 0.75, 1.25, 1.75
+    array = np.array([10.0, 20.0], dtype=np.float32).reshape(2, 1, 1)
+    result = geometry.resample((array, np.eye(4)), (6, 1, 1), affine_of((0.5, 1, 1), (-0.75, 0, 0)), fill=-1)
+    np.testing.assert_allclose(result.ravel(), [-1, 10, 12.5, 17.5, 20, -1])
+
+
+def test_a_linear_ramp_survives_trilinear_interpolation():
+    ramp = np.fromfunction(lambda x, y, z: 2 * x - y + 0.5 * z, (8, 8, 8)).astype(np.float32)
+    to = rotation(20, 2) @ affine_of((0.5, 0.5, 0.5))
+    to[:3, 3] = (2.5, 1.0, 2.0)
+    result = geometry.resample((ramp, np.eye(4)), (5, 5, 5), to)
+    world = affines.apply_affine(to, np.stack(np.meshgrid(*[range(5)] * 3, indexing="ij"), axis=-1))
+    np.testing.assert_allclose(result, world @ [2, -1, 0.5], atol=1e-5)
+
+
+def test_labels_keep_their_dtype_and_gain_no_value():
+    rng = np.random.default_rng(0)
+    labels = rng.choice(np.array([0, 2, 255], dtype=np.uint8), size=(7, 7, 7))
+    to = rotation(25, 0) @ affine_of((0.8, 0.8, 0.8), (0.2, 1.0, -0.4))
+    result = geometry.resample((labels, np.eye(4)), (8, 8, 8), to, order=0, fill=255)
+    assert result.dtype == np.uint8
+    assert set(np.unique(result)) <= {0, 2, 255}
+
+
+def test_masks_are_resampled_as_labels():
+    mask = np.zeros((4, 1, 1), dtype=bool)
+    mask[2:] = True
+    result = geometry.resample((mask, np.eye(4)), (2, 1, 1), affine_of((2, 1, 1), (0.4, 0, 0)), order=0)
+    assert result.dtype == bool
+    assert result.ravel().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
+def test_integer_arrays_are_never_interpolated(dtype):
+    with pytest.raises(InputError, match="labels, which are never interpolated.*order=1.*order=0"):
+        geometry.resample((np.zeros((2, 2, 2), dtype), np.eye(4)), (2, 2, 2), np.eye(4))
+
+
+def test_a_fill_that_labels_cannot_hold_is_refused():
+    with pytest.raises(InputError, match="fill"):
+        geometry.resample((np.zeros((2, 2, 2), np.uint8), np.eye(4)), (2, 2, 2), np.eye(4), order=0, fill=math.nan)
+
+
+def test_other_orders_and_ranks_are_refused():
+    with pytest.raises(InputError, match="order is 0"):
+        geometry.resample((np.zeros((2, 2, 2)), np.eye(4)), (2, 2, 2), np.eye(4), order=3)
+    with pytest.raises(InputError, match="three spatial axes"):
+        geometry.resample((np.zeros((2, 2)), np.eye(4)), (2, 2, 2), np.eye(4))
+
+
+def test_antialiasing_dims_what_the_coarse_grid_cannot_show():
+    # +1 -1 +1 -1 ... sampled at every second voxel is all +1 without a filter. The matching Gaussian for
+    # f=2 has sigma^2 = 3 / (8 ln 2) = 0.541 and passes exp(-pi^2 sigma^2 / 2) = 0.069 at the frequency pi; its
+    # taps at whole voxels fold -pi onto pi, which doubles that (Poisson's sum).
+    stripes = np.where(np.arange(64) % 2 == 0, 1.0, -1.0).astype(np.float32).reshape(64, 1, 1)
+    to = affine_of((2, 1, 1))
+    raw = geometry.resample((stripes, np.eye(4)), (32, 1, 1), to, antialias=False)
+    smooth = geometry.resample((stripes, np.eye(4)), (32, 1, 1), to)
+    np.testing.assert_allclose(raw, 1)
+    passed = 2 * math.exp(-(math.pi**2) * 3 / (16 * math.log(2)))
+    np.testing.assert_allclose(smooth[4:-4], passed, atol=1e-3)
+
+
+def test_antialiasing_leaves_finer_and_equal_axes_alone():
+    rng = np.random.default_rng(0)
+    array = rng.normal(size=(6, 6, 6)).astype(np.float32)
+    shape, to = (12, 6, 6), affine_of((0.5, 1, 1), (-0.25, 0, 0))
+    one = geometry.resample((array, np.eye(4)), shape, to)
+    other = geometry.resample((array, np.eye(4)), shape, to, antialias=False)
+    assert np.array_equal(one, other)
+
+
+def test_nan_stays_where_it_is_on_the_own_grid():
+    array = np.arange(27, dtype=np.float32).reshape(3, 3, 3)
+    array[1, 1, 1] = np.nan
+    np.testing.assert_array_equal(geometry.resample((array, np.eye(4)), (3, 3, 3), np.eye(4)), array)
+
+
+def test_a_voxel_next_to_nan_takes_the_known_value():
+    # source  5 | nan; targets at 0.25 (three quarters known) and 0.75 (one quarter known)
+    array = np.array([5.0, np.nan], dtype=np.float32).reshape(2, 1, 1)
+    result = geometry.resample((array, np.eye(4)), (2, 1, 1), affine_of((0.5, 1, 1), (0.25, 0, 0)))
+    np.testing.assert_allclose(result.ravel(), [5.0, np.nan])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 40)] * 3),
+    st.tuples(*[st.floats(0.3, 4.0)] * 3),
+    st.tuples(*[st.floats(0.3, 4.0)] * 3),
+)
+def test_a_new_spacing_covers_the_same_field_of_view(shape, old, new):
+    affine = rotation(13, 1) @ affine_of(old, (5, -3, 60))
+    to_shape, to_affine = geometry.grid_with_spacing(shape, affine, new)
+    np.testing.assert_allclose(geometry.voxel_sizes(to_affine), new)
+    extent, to_extent = np.array(shape) * old, np.array(to_shape) * new
+    assert (to_extent > extent - 1e-5 * np.array(new)).all()
+    assert (to_extent - extent < new).all()
+    centres = [
+        affines.apply_affine(a, (np.array(s) - 1) / 2) for s, a in ((shape, affine), (to_shape, to_affine))
+    ]
+    np.testing.assert_allclose(*centres, atol=1e-9)
+    everywhere = geometry.resample(
+        (np.ones(shape, np.uint8), affine), to_shape, to_affine, order=0
+    )
+    assert everywhere.all()
+
+
+def test_a_new_spacing_that_divides_the_extent_adds_no_voxel():
+    shape, affine = geometry.grid_with_spacing((10, 3, 7), affine_of((0.3, 1.0, 2.0)), (0.1, 1.0, 4.0))
+    assert shape == (30, 3, 4)
+    # The first centre: outer edge -0.15 plus half a voxel; 14 mm in 4 voxels of 4 mm stick out 1 mm each side.
+    np.testing.assert_allclose(affine[:3, 3], [-0.1, 0.0, -1.0 - 1.0 + 2.0], atol=1e-12)
+
+
+@pytest.mark.parametrize("spacing", [(1, 1), (1, 1, 0), (1, 1, -1), (1, 1, math.nan)])
+def test_a_spacing_is_three_positive_numbers(spacing):
+    with pytest.raises(InputError, match="spacing_mm"):
+        geometry.grid_with_spacing((3, 3, 3), np.eye(4), spacing)
+
+
+def box_head(neck=True):
+    """Air with noise, a head of 40x60x30 voxels with a hollow inside, and a thin neck of 4x4 below it."""
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 5, size=(80, 80, 44)).astype(np.float32)
+    image[20:60, 10:70, 10:40] = 100
+    image[30:50, 30:50, 20:30] = 2
+    if neck:
+        image[30:34, 30:34, :10] = 100
+    return image
+
+
+def test_the_head_mask_is_the_head_with_its_hollows_and_without_specks():
+    image = box_head()
+    image[1:3, 1:3, 1:3] = 200  # a speck apart from the head
+    expected = np.zeros(image.shape, dtype=bool)
+    expected[20:60, 10:70, 10:40] = True
+    expected[30:34, 30:34, :10] = True
+    assert np.array_equal(geometry.head_mask(image), expected)
+
+
+@pytest.mark.parametrize("broken", [np.zeros((4, 4, 4)), np.full((4, 4, 4), np.nan), np.zeros((0, 4, 4))])
+def test_a_constant_empty_or_nan_image_has_no_head(broken):
+    with pytest.raises(InputError, match="Received"):
+        geometry.head_mask(broken)
+
+
+def test_the_head_grid_spreads_the_head_over_its_slices_and_drops_the_neck():
+    affine = affine_of((1.0, 1.0, 2.0), (-40, -40, 7))
+    shape, to = geometry.head_grid((box_head(), affine), (64, 64, 10))
+    assert shape == (64, 64, 10)
+    # Neck slices: 16 of 4096 pixels, below 5 %. Head: slices 10..39, 60 mm, so 10 slices of 6 mm.
+    np.testing.assert_allclose(geometry.voxel_sizes(to), (1.0, 1.0, 6.0))
+    # Centres: in plane (39.5, 39.5); the first slice's centre lies 3 mm above the edge at index 9.5.
+    np.testing.assert_allclose(
+        affines.apply_affine(to, (31.5, 31.5, 0)), affines.apply_affine(affine, (39.5, 39.5, 9.5)) + [0, 0, 3]
+    )
+
+
+def test_a_head_that_does_not_fit_coarsens_the_frame_in_plane():
+    _, to = geometry.head_grid((box_head(), np.eye(4)), (32, 32, 30))
+    # 60 voxels into 32, the same factor on both axes.
+    np.testing.assert_allclose(geometry.voxel_sizes(to), (60 / 32, 60 / 32, 1.0))
+
+
+def test_a_given_spacing_is_kept_and_a_cut_head_is_logged(caplog):
+    _, to = geometry.head_grid((box_head(), np.eye(4)), (32, 32, 30), spacing_mm=(1.5, 1.5))
+    np.testing.assert_allclose(geometry.voxel_sizes(to), (1.5, 1.5, 1.0))
+    assert "1.25 times larger" in caplog.text
+
+
+def test_three_spacings_take_contiguous_slices_around_the_middle():
+    _, to = geometry.head_grid((box_head(), np.eye(4)), (64, 64, 8), spacing_mm=(1, 1, 1))
+    # The kept slices 10..39 are centred on 24.5; eight slices of 1 mm are 21..28.
+    np.testing.assert_allclose(affines.apply_affine(to, (0, 0, 0))[2], 21)
+
+
+def test_a_head_on_too_few_pixels_is_an_error():
+    with pytest.raises(InputError, match="min_head_area"):
+        geometry.head_grid((box_head(), np.eye(4)), (64, 64, 10), min_head_area=0.9)
+
+
+def test_the_head_grid_wants_canonical_volumes():
+    with pytest.raises(InputError, match="canonical.*LAS.*to_canonical"):
+        geometry.head_grid((box_head(), np.diag([-1.0, 1, 1, 1])), (64, 64, 10))
+
+
+@pytest.mark.data
+@pytest.mark.skipif("MRSEG_DATA" not in os.environ, reason="MRSEG_DATA is not set")
+class TestOnRealScans:
+    def scan(self, name):
+        return io.read_volume(os.path.join(os.environ["MRSEG_DATA"], name))
+
+    @pytest.mark.parametrize("sequence", ["T1W", "T2W", "FLAIR"])
+    def test_the_head_grid_frames_a_thick_sliced_head(self, sequence):
+        volume = self.scan(f"open_ms/patient04/study1_{sequence}.nii.gz")
+        canonical = geometry.to_canonical(volume)
+        assert np.array_equal(geometry.from_canonical(canonical[0], volume[0].shape, volume[1]), volume[0])
+        shape, affine = geometry.head_grid(canonical)
+        mask = geometry.head_mask(canonical[0]).astype(np.uint8)
+        framed = geometry.resample((mask, canonical[1]), shape, affine, order=0)
+        whole_ml = mask.sum() * np.prod(geometry.voxel_sizes(canonical[1])) / 1000
+        framed_ml = framed.sum() * np.prod(geometry.voxel_sizes(affine)) / 1000
+        # A head above the jaw has 2 to 4 litres; end slices under 5 % and a sixth of the faded front may be lost.
+        assert 2000 < whole_ml < 4000
+        assert framed_ml > 0.95 * whole_ml
+
+    def test_the_three_sequences_of_a_session_overlap_in_the_world(self):
+        t1, flair = (self.scan(f"open_ms/patient01/study1_{s}.nii.gz") for s in ("T1W", "FLAIR"))
+        moved = geometry.resample(flair, t1[0].shape, t1[1])
+        masks = [geometry.head_mask(image) for image in (t1[0], moved)]
+        dice = 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+        # Scanned in one session, aligned in the world: the same head, up to the different slabs.
+        assert dice > 0.9
+
+    def test_colin27_fits_the_papers_grid_at_its_own_resolution(self):
+        canonical = geometry.to_canonical(self.scan("colin27/T1.nii.gz"))
+        shape, affine = geometry.head_grid(canonical)
+        assert shape == (256, 256, 48)
+        # 1 mm in plane as the scan; 181 slices at most, spread over 48.
+        assert geometry.voxel_sizes(affine)[:2] == pytest.approx((1.0, 1.0))
+        assert 2.5 < geometry.voxel_sizes(affine)[2] <= 181 / 48

@@ -1,0 +1,156 @@
+"""Claims that every network of the table keeps, in 2-D and 3-D."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from mrseg._checks import InputError
+from mrseg.models.builders import BUILDERS
+
+NAMES = sorted(BUILDERS)
+
+
+def small(name, rank=None, **options):
+    """The network with four filters, for an image of 16 x 16 (x 8) voxels."""
+    builder = BUILDERS[name]
+    sizes = (16, 16, 8)[: rank or len(builder.input_shape) - 1]
+    keras.utils.set_random_seed(1)
+    return builder.build((*sizes, 1), num_classes=builder.num_classes, filters=4, **options)
+
+
+def image(model, batch=2):
+    sizes = model.input_shape[1:]
+    return np.random.default_rng(0).normal(size=(batch, *sizes)).astype("float32")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameter_counts_are_those_of_the_paper_s_network(name):
+    builder = BUILDERS[name]
+    model = builder.build(builder.input_shape, num_classes=builder.num_classes, filters=builder.filters)
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert (model.count_params(), trainable) == (builder.parameters, builder.trainable)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_defaults_of_the_builder_are_the_paper_s(name):
+    builder = BUILDERS[name]
+    assert builder.build(builder.input_shape).count_params() == builder.parameters
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rank", [2, 3])
+def test_output_is_one_probability_per_class_and_voxel(name, rank):
+    model = small(name, rank)
+    assert model.output_shape == (*model.input_shape[:-1], BUILDERS[name].num_classes)
+    p = np.asarray(model(image(model)))
+    assert np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_last_two_layers_are_the_logits_and_the_probabilities(name):
+    model = small(name)
+    assert [layer.name for layer in model.layers[-2:]] == ["head_logits", "head_probabilities"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_left_open_take_any_size_that_divides(name):
+    builder = BUILDERS[name]
+    rank = len(builder.input_shape) - 1
+    model = builder.build((*[None] * rank, 1), filters=2)
+    for size in (builder.multiple, 2 * builder.multiple):
+        x = np.zeros((1, *[size] * rank, 1), "float32")
+        assert model(x).shape[1:-1] == x.shape[1:-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_that_do_not_divide_and_too_few_classes_are_refused(name):
+    builder = BUILDERS[name]
+    sizes = list(builder.input_shape)
+    sizes[0] = builder.multiple + 1
+    with pytest.raises(InputError, match=f"multiples of {builder.multiple}"):
+        builder.build(tuple(sizes))
+    with pytest.raises(InputError, match="num_classes"):
+        builder.build(builder.input_shape, num_classes=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_gives_float32_probabilities_close_to_float32_ones(name):
+    exact = small(name)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        half = small(name)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    half.set_weights(exact.get_weights())
+    p = half(image(half))
+    assert half.get_layer("encoder1_conv1").compute_dtype == "bfloat16"
+    assert keras.backend.standardize_dtype(p.dtype) == "float32"
+    # some twenty layers of 2**-9 relative rounding each, on probabilities: far below 0.05
+    assert np.abs(np.asarray(p) - np.asarray(exact(image(exact)))).max() < 0.05
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_network_is_bit_equal_and_compiled_when_loaded(name, tmp_path):
+    model = small(name)
+    model.compile("adam", "categorical_crossentropy")
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    assert again.compiled and again.get_config() == model.get_config()
+    np.testing.assert_array_equal(again(image(model)), model(image(model)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trainable_tensor_gets_a_finite_gradient_that_is_not_zero(name):
+    model = small(name)
+    before_norm = {f"{layer.name[:-3]}/bias" for layer in model.layers if layer.name.endswith("_bn")}
+    for path, gradient in gradients(model, image(model)).items():
+        assert np.isfinite(gradient).all(), path
+        # BatchNormalization subtracts the mean, so a bias right before it changes nothing
+        assert path in before_norm or np.abs(gradient).max() > 1e-12, path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_layer_has_one_input_and_a_name_with_its_stage(name):
+    stages = ("encoder", "bottleneck", "decoder", "head", "image")
+    for layer in small(name).layers:
+        assert layer.name.startswith(stages)
+        assert layer.input is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_tensorflow_and_jax_agree_on_the_same_weights(name, tmp_path):
+    model = small(name)
+    rng = np.random.default_rng(1)
+    model.set_weights([np.abs(w + 0.05 * rng.normal(size=w.shape)) if "variance" in v.path else
+                       w + 0.05 * rng.normal(size=w.shape) for w, v in zip(model.get_weights(), model.weights, strict=True)])  # fmt: skip
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "image.npy", image(model))
+    script = (
+        "import sys, keras, numpy as np, mrseg.models.layers\n"
+        "assert keras.backend.backend() == 'jax'\n"
+        "model = keras.saving.load_model(sys.argv[1] + '/model.keras')\n"
+        "np.save(sys.argv[1] + '/jax.npy', np.asarray(model(np.load(sys.argv[1] + '/image.npy'))))\n"
+    )
+    pytest.importorskip("jax")
+    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=environment)
+    np.testing.assert_allclose(np.load(tmp_path / "jax.npy"), model(image(model)), atol=1e-4)
+
+
+def gradients(model, x):
+    """Gradient of a sum of weighted probabilities for each trainable tensor, by its path."""
+    import tensorflow as tf
+
+    weight = np.random.default_rng(2).normal(size=(*x.shape[:-1], model.output_shape[-1])).astype("float32")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(weight * model(x, training=True))
+    found = tape.gradient(loss, [w.value for w in model.trainable_weights])
+    assert all(g is not None for g in found)
+    return {w.path: np.asarray(g) for w, g in zip(model.trainable_weights, found, strict=True)}
