@@ -61,7 +61,7 @@ def choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
 
 
 def positive_ints(name: str, value: Sequence[int], length: int | None = None) -> tuple[int, ...]:
-    """Returns ``value`` as a tuple of positive ints (of ``length`` items if given); NumPy's integers count."""
+    """Returns ``value`` as a tuple of positive ints (of ``length`` items if given); NumPy's ints count."""
     try:
         items = tuple(value)
     except TypeError:

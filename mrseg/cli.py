@@ -158,13 +158,13 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from mrseg.data.cases import read_cases
-    from mrseg.evaluation import write_rows
+    from mrseg.formats import write_csv
     from mrseg.preparation import Labelling, prepare
 
     stages = () if options.registered else ("rigid", "bspline")
     labelling = Labelling(tuple(options.thresholds_hu), stages, options.seed)
     cases, quality = prepare(read_cases(options.manifest), options.output, labelling=labelling)
-    write_rows(quality, options.output / "quality.csv")
+    write_csv(quality, options.output / "quality.csv")
     print(f"{len(quality)} scans of {len(cases)} subjects labelled: {options.output / 'cohort.tsv'}")
 
 
@@ -240,8 +240,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _recipes(options: argparse.Namespace) -> None:
     import yaml
 
+    from mrseg.formats import to_text
     from mrseg.recipes.loader import list_recipes, load_recipe
-    from mrseg.tables import table, to_text
+    from mrseg.tables import table
 
     if options.name:
         print(yaml.safe_dump(load_recipe(options.name).as_dict(), sort_keys=False, allow_unicode=True))

@@ -14,7 +14,8 @@ from mrseg._files import writable_folder
 from mrseg.data.cases import Case, read_cases, select
 from mrseg.data.io import read_volume, write_labels
 from mrseg.data.phantom import write_cohort
-from mrseg.evaluation import Row, evaluate, summarize, write_rows
+from mrseg.evaluation import Row, evaluate, summarize
+from mrseg.formats import to_text, write_csv
 from mrseg.pages import INTERVALS, case_picture, mean_dice
 from mrseg.plots import dot_plot, learning_curves, to_svg
 from mrseg.preparation import prepare
@@ -22,7 +23,7 @@ from mrseg.recipes.loader import Recipe, Transfer, load_recipe
 from mrseg.recipes.runner import train_recipe, versions
 from mrseg.report import Details, Picture, Section, write_report
 from mrseg.segmenter import Segmenter
-from mrseg.tables import Column, Table, results_table, table, to_text
+from mrseg.tables import Column, Table, by_class, table
 
 #: Rows of the table, named as in mecheter2023's tables.
 MECHANISMS = {
@@ -71,7 +72,7 @@ def run_demo(output: str | Path = "runs/demo", *, seed: int = 0, progress: bool 
             best = (mean_dice(scored), name, segmenter)
     assert best is not None
     best[2].save(output / "segmenter")
-    write_rows(rows, output / "scores.csv")
+    write_csv(rows, output / "scores.csv")
     label_map, picture = _label_map(best[2], select(cases["t2"], "test")[0], output)
     results = _results_table(rows, seconds)
     page = _write_page(output, rows, results, quality, best[1], picture, seed, time.perf_counter() - began)
@@ -141,11 +142,10 @@ def _results_table(rows: Sequence[Row], seconds: dict[str, float]) -> Table:
         }
         for row in _summaries(rows)
     ]
-    return results_table(
-        shown,
+    extra = {name: {Column("training", unit="s", decimals=0): value} for name, value in seconds.items()}
+    return table(
+        *by_class(shown, classes=("bone", "soft", "air"), extra=extra),
         caption="Three T2-w test heads against labels from CT.",
-        classes=["bone", "soft", "air"],
-        extra={name: {Column("training", unit="s", decimals=0): value} for name, value in seconds.items()},
         reference=[REFERENCE],
         note="Values are pooled over voxels; brackets are the bootstrap interval of the mean over subjects. " + INTERVALS,
     )
@@ -197,7 +197,7 @@ def _write_page(
         for r in _summaries(rows)
     ]  # fmt: skip
     dots = dot_plot(
-        rows, summary=intervals, classes=["bone", "soft", "air"], reference=REFERENCE, title="Dice by mechanism"
+        rows, summary=intervals, classes=("bone", "soft", "air"), reference=REFERENCE, title="Dice by mechanism"
     )
     logs: dict[str, Any] = {
         folder.parent.name: folder for folder in sorted((output / "trainings").glob("*/log.csv"))

@@ -6,27 +6,23 @@ that pooled and per-subject figures can be told apart and made again from the CS
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from mrseg._checks import error, existing_file
-from mrseg._files import atomic_file
+from mrseg._checks import IGNORE_LABEL, error
 from mrseg.data.cases import Case
 from mrseg.data.geometry import check_same_grid, voxel_sizes
 from mrseg.data.io import read_labels, read_volume
-from mrseg.metrics import surface
 from mrseg.metrics.confidence import bootstrap_ci, wald_ci
 from mrseg.metrics.overlap import confusion_matrix, scores
+from mrseg.metrics.surface import mask_hausdorff, surface_distances
 from mrseg.segmenter import Segmenter
 
 Row = dict[str, Any]
 OVERLAP = ("precision", "recall", "dice", "jaccard")
-SURFACE = {"hausdorff_mm": surface.hausdorff, "hd95_mm": surface.hd95, "assd_mm": surface.assd}
 
 
 def evaluate(
@@ -89,8 +85,8 @@ def score(
         labels_true: (x, y, z) integers; voxels of the ignore label 255 are not counted.
         labels_pred: the same shape.
         class_names: name of every label value from 0.
-        spacing_mm: voxel size in mm; given, the surface distances of classes 1 and up are added. There a voxel of the
-            ignore label counts as background in both.
+        spacing_mm: voxel size in mm; given, the surface distances of classes 1 and up are added in mm, and the
+            mask-to-mask Hausdorff distance in voxels that islam2025 reports.
 
     Returns:
         Per class voxels_true, voxels_predicted, voxels_both, precision, recall, dice, jaccard; NaN where undefined
@@ -110,12 +106,13 @@ def score(
         for metric, per_class in values.items()
     ]
     if spacing_mm is not None:
-        judged = labels_true != 255
+        ignored = labels_true == IGNORE_LABEL
         for c, name in enumerate(class_names[1:], start=1):
-            true, pred = labels_true == c, (labels_pred == c) & judged
-            for metric, distance in SURFACE.items():
-                value = float(distance(true, pred, spacing_mm=spacing_mm))
-                rows.append({"class": name, "metric": metric, "value": value})
+            true, pred = labels_true == c, labels_pred == c
+            distances = surface_distances(true, pred, spacing_mm, mask_ignored=ignored).scores()
+            named = {f"{metric}_mm": value for metric, value in distances.items()}
+            named["mask_hausdorff_voxels"] = mask_hausdorff(true, pred & ~ignored)
+            rows += [{"class": name, "metric": metric, "value": value} for metric, value in named.items()]
     return rows
 
 
@@ -154,22 +151,6 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
                 }
             )
     return summary
-
-
-def write_rows(rows: Sequence[Row], path: str | Path) -> Path:
-    """Writes rows as CSV; the columns are those of the first row and any further ones."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_file(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    return Path(path)
-
-
-def read_rows(path: str | Path) -> list[Row]:
-    """Reads what `write_rows` wrote; the column ``value`` as float."""
-    with open(existing_file(path), newline="") as file:
-        return [{**row, "value": float(row["value"])} for row in csv.DictReader(file)]
 
 
 def _sum(rows: Sequence[Row], name: str, metric: str) -> float:

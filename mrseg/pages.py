@@ -11,12 +11,13 @@ import numpy as np
 from mrseg.data.cases import Case
 from mrseg.data.geometry import to_canonical, voxel_sizes
 from mrseg.data.io import read_labels, read_volume
-from mrseg.evaluation import Row, evaluate, summarize, write_rows
+from mrseg.evaluation import Row, evaluate, summarize
+from mrseg.formats import to_text, write_csv
 from mrseg.pictures import View, comparison, to_png
 from mrseg.plots import learning_curves, to_svg
 from mrseg.report import Picture, Section, write_report
 from mrseg.segmenter import Segmenter
-from mrseg.tables import Column, Estimate, Table, table, to_text
+from mrseg.tables import Column, Estimate, Table, table
 
 INTERVALS = (
     "pooled: all voxels of all subjects together, +- the 95 % Wald half-width 1.96 sqrt(p(1-p)/n) as mecheter2023 prints it, "
@@ -97,7 +98,7 @@ def write_evaluation(
         on_result=lambda case, labels: predictions.__setitem__(case.subject, labels),
         progress=progress,
     )
-    write_rows(rows, output / "scores.csv")
+    write_csv(rows, output / "scores.csv")
     made = summary_table(rows, caption=f"{len(cases)} subjects, {sequence}")
     sections = [Section("Scores", (made, _per_subject(rows)))]
     if log is not None and log.exists():

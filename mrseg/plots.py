@@ -47,8 +47,8 @@ def read_log(path: str | Path) -> dict[str, np.ndarray]:
     path = existing_file(path)
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
+        names = [name for name in reader.fieldnames or () if name]
         rows = list(reader)
-    names = [name for name in reader.fieldnames or () if name]
     if not rows or not names:
         raise error("A training log holds a header and one epoch or more.", f"{path}, {len(rows)} epochs")
     try:

@@ -327,7 +327,7 @@ tbody tr:hover>*{background:var(--tint)}
 .start{border-left:1px solid var(--rule)}
 .unit{font-weight:400;color:var(--soft)}
 .unit::before{content:"["}.unit::after{content:"]"}
-td small{display:block;color:var(--soft);font-size:.76em;line-height:1.3}
+td small{display:block;color:var(--soft);font-size:.73em;line-height:1.3}
 abbr{text-decoration:none;color:var(--soft);cursor:help}
 .note{font-size:.85rem;color:var(--soft);margin:.5rem 0 0;max-width:60rem}
 figure{margin:1.4rem 0 2rem;max-width:72rem}
@@ -345,6 +345,7 @@ dd{margin:0;font-variant-numeric:tabular-nums}
 dd>dl{margin:0}
 @media print{:root{--paper:#fff;--ink:#000;--soft:#444;--rule:#bbb;--tint:#fff;--link:#000;--warn:#fff}
 body{max-width:none;padding:0;font-size:10pt}nav{display:none}figure,.table,tr{break-inside:avoid}
+img{width:auto;max-width:100%;max-height:150mm}
 h2{break-after:avoid}.scroll{overflow:visible}table{font-size:7.5pt}th,td{padding:.2rem .3rem}
 @page{size:A4 landscape;margin:14mm}}
 """

@@ -122,6 +122,7 @@ def table(
         InputError: there is nothing to show, a column is in no row, or a reference row is not there.
 
     Example:
+        >>> from mrseg.formats import to_text
         >>> rows = [{"model": "open", "dice": 0.71}, {"model": "none", "dice": float("nan")}]
         >>> print(to_text(table(rows, caption="Bone.", missing="no bone in the truth")))
         Bone.

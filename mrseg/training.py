@@ -209,6 +209,8 @@ def _compile(
         metrics=for_classes(class_names),
         jit_compile="auto" if _xla_pays() else False,
     )
+    # With the optimiser's variables in place, TensorFlow traces the training step once and not twice.
+    model.optimizer.build(model.trainable_variables)
 
 
 def _xla_pays() -> bool:
@@ -289,7 +291,6 @@ class _Checkpoint(keras.callbacks.Callback):
         saved = keras.saving.load_model(self.folder / "checkpoint" / name)
         _assign(model.weights, saved.weights, self.folder)
         if model.optimizer is not None and saved.optimizer is not None:
-            model.optimizer.build(model.trainable_variables)
             _assign(model.optimizer.variables, saved.optimizer.variables, self.folder)
 
     def _monitors(self) -> list[str]:

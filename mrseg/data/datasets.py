@@ -5,10 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrseg._checks import error, existing_folder
-from mrseg.data.cases import Case
+from mrseg.data.cases import Case, read_cases
 
-# The layout of the course that Islam and Tabassum (2025) took part in.
-_IBSR18_SETS = {"Training_Set": "train", "Validation_Set": "val", "Test_Set": "test"}
+# The layout of the course that Islam and Tabassum (2025) took part in. Its test set was published without labels, so the
+# validation set is what results are reported on: it is our test split and decides nothing in training.
+_IBSR18_SETS = {"Training_Set": "train", "Validation_Set": "test", "Test_Set": ""}
+
+
+def read_cohort(path: str | Path) -> list[Case]:
+    """Returns the cases of a manifest (``.tsv``) or of a folder whose data set is known.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        InputError: a folder of no known layout, and what the readers raise.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return read_cases(path)
+    if (path / "cohort.tsv").is_file():
+        return read_cases(path / "cohort.tsv")
+    if any((path / name).is_dir() for name in _IBSR18_SETS):
+        return ibsr18(path)
+    raise error(
+        "A folder of scans holds cohort.tsv, or the layout of a known data set (IBSR18).",
+        f"{path} with {sorted(entry.name for entry in path.iterdir())[:5]}",
+        "Write a manifest: mrseg prepare --help shows one.",
+    )
 
 
 def ibsr18(folder: str | Path) -> list[Case]:
@@ -20,7 +42,8 @@ def ibsr18(folder: str | Path) -> list[Case]:
             (``mrseg.data.labels.TISSUE_CLASSES``). The test set was published without labels.
 
     Returns:
-        Cases sorted by set and subject, sequence "T1w", split "train", "val" or "test".
+        Cases sorted by set and subject, sequence "T1w"; split "train" for the training set, "test" for the
+        validation set, and none for the unlabelled test set.
 
     Raises:
         FileNotFoundError: the folder, or files of it; all missing ones are named.
@@ -47,7 +70,7 @@ def ibsr18(folder: str | Path) -> list[Case]:
     cases = []
     for subject, split in subjects:
         image, labels = (subject / f"{subject.name}{ending}.nii.gz" for ending in ("", "_seg"))
-        needed = [image] if split == "test" else [image, labels]
+        needed = [image, labels] if split else [image]
         missing += [file for file in needed if not file.is_file()]
         labels_of = {"T1w": labels} if labels.is_file() else {}
         cases.append(Case(subject.name, {"T1w": image}, None, labels_of, split))

@@ -204,10 +204,13 @@ def grid_with_spacing(shape: Sequence[int], affine: np.ndarray, spacing_mm: Sequ
 
 
 def head_mask(image: np.ndarray) -> np.ndarray:
-    """Returns the voxels of the head: Otsu's threshold of the root, the largest component, holes in z slices filled.
+    """Returns the voxels of the head, hollows included.
+
+    Otsu's threshold on the square root of the values, then the largest component, then holes filled in every
+    slice along z. A contour that is open in a slice (a defaced front) leaves its inside unfilled there.
 
     Args:
-        image: array (x, y, z) of an MR image, finite and not constant.
+        image: array (x, y, z) of an MR image or a CT, finite and not constant.
 
     Returns:
         Boolean array of the same shape.

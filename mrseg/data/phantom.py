@@ -3,107 +3,78 @@
 Nothing here is a scan of a person, and a figure measured on it says nothing about patients: it serves tests,
 examples and the demo. Every subject differs (size, shape, asymmetry, folding, ventricles, skull, sinuses) and
 is wholly determined by its seed. World coordinates are RAS+ mm, origin near the anterior commissure.
+
+Example:
+    >>> subject = head(1, shape=(24, 24, 20))
+    >>> t1, affine = mr_image(subject, "T1w")
+    >>> (ct_hu, ct_affine), truth = ct_image(subject)
+    >>> truth.to_ct(np.zeros((1, 3))).shape  # where that point of the MR's world lies in the CT's
+    (1, 3)
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from mrseg._checks import choice, error, positive_ints
 from mrseg.data import phantom_physics as physics
 from mrseg.data.cases import Case, write_cases
 from mrseg.data.geometry import Volume
 from mrseg.data.io import write_labels, write_volume
-from mrseg.data.labels import ATTENUATION_CLASSES, TISSUE_CLASSES, hu_to_labels
-from mrseg.data.phantom_anatomy import tissue_fractions
+from mrseg.data.labels import ATTENUATION_CLASSES, TISSUE_CLASSES
+from mrseg.data.phantom_head import (
+    FIELD_OF_VIEW_MM,
+    Head,
+    attenuation_labels,
+    centred_affine,
+    check_seed,
+    check_spacing,
+    evaluate,
+    head,
+    mix,
+    tissue_labels,
+)
 from mrseg.data.phantom_motion import Misalignment
 from mrseg.data.phantom_subject import TISSUES, Subject
 
+__all__ = [
+    "FIELD_OF_VIEW_MM",
+    "SEQUENCES",
+    "TISSUES",
+    "Head",
+    "Misalignment",
+    "attenuation_labels",
+    "ct_image",
+    "dsc_series",
+    "head",
+    "mr_image",
+    "tissue_labels",
+    "write_cohort",
+]
+
 SEQUENCES = ("T1w", "T2w", "dsc")
-#: Corners of the field of view of the average head (mm): skin and a margin of air, cut below at the mouth.
-FIELD_OF_VIEW_MM = ((-100.0, -128.0, -90.0), (100.0, 112.0, 108.0))
-_CHUNK = 1 << 16
-_LABEL_OF_TISSUE = {"csf": 1, "gm": 2, "deep_gm": 2, "wm": 3, "lesion": 3}
+#: Margin of the CT's field of view around the MR's, so that the displaced head stays inside.
+_CT_MARGIN_MM = 20.0
+_TEXTURE = 0.03  # tissue is not uniform: smooth variation of the signal, relative, over about 6 mm
 
 
-@dataclass(frozen=True)
-class Head:
-    """A synthetic head on a grid.
-
-    Attributes:
-        fractions: (tissues, x, y, z) float16, partial-volume fractions that sum to 1 (to float16 precision).
-        affine: (4, 4) voxel index -> world mm, RAS+.
-        tissues: name of each fraction; sinuses, mastoid cells and airways belong to "air".
-        seed: the subject.
-        lesion: whether the subject has one.
-    """
-
-    fractions: np.ndarray
-    affine: np.ndarray
-    tissues: tuple[str, ...]
-    seed: int
-    lesion: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along x, y, z."""
-        x, y, z = self.fractions.shape[1:]
-        return x, y, z
-
-
-def head(
-    seed: int,
-    *,
-    shape: Sequence[int] = (64, 64, 48),
-    spacing_mm: Sequence[float] | None = None,
-    lesion: bool = False,
-) -> Head:
-    """Makes a synthetic head.
-
-    Args:
-        seed: the subject, a whole number from 0.
-        shape: voxels of the grid.
-        spacing_mm: voxel size; None lets the head with a margin of air (about 200 x 240 x 198 mm) fill the grid.
-        lesion: adds an oedematous tumour to the white matter of one side; the rest of the head stays the same.
-
-    Returns:
-        The head with its tissue fractions.
-
-    Raises:
-        InputError: a negative seed, a shape that is not three positive whole numbers, a spacing that is not
-            three positive numbers.
-
-    Example:
-        >>> subject = head(1, shape=(32, 32, 24))
-        >>> image, affine = mr_image(subject, "T1w")
-        >>> image.shape
-        (32, 32, 24)
-    """
-    seed = _seed(seed)
-    anatomy = Subject.random(seed, lesion=lesion)
-    shape, affine = _grid(anatomy, positive_ints("shape", shape, 3), spacing_mm)
-    fractions = np.empty((len(TISSUES), int(np.prod(shape))), np.float16)
-    for start, part in _chunks(anatomy, shape, affine, lambda part: part.astype(np.float16)):
-        fractions[:, start : start + part.shape[1]] = part
-    return Head(fractions.reshape(len(TISSUES), *shape), affine, TISSUES, seed, lesion)
-
-
-def mr_image(head: Head, sequence: str, *, seed: int | None = None, noise: float = 0.02, bias: float = 0.2) -> Volume:
-    """Makes the synthetic "T1w" or "T2w" image of a head.
+def mr_image(
+    head: Head, sequence: str, *, seed: int | None = None, noise: float = 0.02, bias: float = 0.2
+) -> Volume:
+    """Makes the synthetic T1-w or T2-w image of a head.
 
     Args:
         head: from ``head``.
         sequence: "T1w" (spoiled gradient echo) or "T2w" (spin echo); equations and constants in
             ``mrseg.data.phantom_physics``.
-        seed: of noise, bias field and the subject's deviations from the table of constants; None takes the head's.
+        seed: of noise, bias field and the subject's deviations from the table of constants; None takes the
+            head's.
         noise: standard deviation of the (Rician) noise as a share of the white-matter signal, from 0.
-        bias: largest logarithm of the smooth bias field, from 0 (0.2: the field stays within 0.82 to 1.22).
+        bias: largest logarithm of the smooth bias field, from 0 (0.2: the field stays within 0.82 and 1.22).
 
     Returns:
         (image, affine); image float32 (x, y, z), from 0.
@@ -114,7 +85,7 @@ def mr_image(head: Head, sequence: str, *, seed: int | None = None, noise: float
     choice("sequence", sequence, SEQUENCES[:2])
     rng = _image_rng(head, sequence, seed, noise, bias)
     signals = physics.tissue_signals(sequence, rng)
-    image = _mix(head, signals) * physics.bias_field(head.shape, rng, bias)
+    image = mix(head, signals) * _gain(head, rng, bias)
     sigma = noise * float(signals[TISSUES.index("wm")])
     return physics.rician(image, sigma, rng), head.affine.copy()
 
@@ -134,7 +105,9 @@ def dsc_series(
         head: from ``head``; perfusion scans have few thick slices, e.g. ``shape=(128, 128, 20)``.
         timepoints: number of volumes, one every 1.5 s.
         arrival_s: when the bolus reaches the brain; before it the signal is steady.
-        seed, noise, bias: as for ``mr_image``.
+        seed: as for ``mr_image``; the baseline's tissue constants, noise and bias field.
+        noise: as for ``mr_image``.
+        bias: as for ``mr_image``.
 
     Returns:
         (series, affine); series float32 (x, y, z, timepoints).
@@ -147,13 +120,13 @@ def dsc_series(
         raise error("arrival_s is a time in seconds, from 0.", arrival_s)
     rng = _image_rng(head, "dsc", seed, noise, bias)
     baseline = physics.tissue_signals("dsc", rng)
-    times = np.arange(timepoints) * physics.DSC["tr_ms"] / 1000.0
-    loss = np.exp(-physics.DSC["te_ms"] / 1000.0 * physics.bolus_r2star(times, arrival_s))
-    field = physics.bias_field(head.shape, rng, bias)
+    times_s = np.arange(timepoints) * physics.DSC["tr_ms"] / 1000.0
+    loss = np.exp(-physics.DSC["te_ms"] / 1000.0 * physics.bolus_r2star(times_s, arrival_s))
+    gain = _gain(head, rng, bias)
     sigma = noise * float(baseline[TISSUES.index("wm")])
     series = np.empty((*head.shape, timepoints), np.float32)
     for t in range(timepoints):
-        series[..., t] = physics.rician(_mix(head, baseline * loss[:, t]) * field, sigma, rng)
+        series[..., t] = physics.rician(mix(head, baseline * loss[:, t]) * gain, sigma, rng)
     return series, head.affine.copy()
 
 
@@ -174,7 +147,7 @@ def ct_image(
     Args:
         head: from ``head``.
         shape: voxels of the CT's grid; None covers the MR's field of view and 20 mm more on every side.
-        spacing_mm: voxel size; None takes 0.75 of the MR's, or what fills the field of view with ``shape``.
+        spacing_mm: voxel size; None takes 0.75 of the MR's or, with ``shape``, what fills that field of view.
         seed: of noise and motion; None takes the head's.
         noise_hu: standard deviation of the noise; 0 gives the noise-free CT.
         misalignment: True draws a rigid motion of 10 mm and 4 degrees, False leaves the CT in place, or the
@@ -182,148 +155,29 @@ def ct_image(
         holder: adds the shell of a head holder behind the head.
 
     Returns:
-        ((ct_hu, affine), truth): float32 Hounsfield units, not below -1024, and the motion, whose
-        ``truth.to_ct(points_mm)`` tells where points of the MR's world lie in the CT.
+        ((ct_hu, affine), truth): float32 (x, y, z) Hounsfield units, not below -1024, and the motion:
+        ``truth.to_ct(points_mm)`` tells where points of the MR's world lie in the CT's.
 
     Raises:
         InputError: a bad shape or spacing, a negative noise.
     """
     if not noise_hu >= 0:
         raise error("noise_hu is a standard deviation in HU, from 0.", noise_hu)
-    seed = head.seed if seed is None else _seed(seed)
-    truth = misalignment
-    if not isinstance(truth, Misalignment):
-        truth = Misalignment.random(seed) if misalignment else Misalignment()
-    anatomy = Subject.random(head.seed, lesion=head.lesion)
-    ct_shape, affine = _ct_grid(head, shape, spacing_mm)
-    hu = physics.tissue_hu()
-    ct = np.empty(int(np.prod(ct_shape)), np.float32)
-    for start, part in _chunks(anatomy, ct_shape, affine, lambda part: hu @ part, truth):
-        ct[start : start + len(part)] = part
-    ct = ct.reshape(ct_shape)
-    if holder:
-        _add_holder(ct, affine)
-    ct += physics.ct_noise(ct_shape, noise_hu, np.random.default_rng([seed, 5]))
-    return (np.maximum(ct, np.float32(-1024.0)), affine), truth
-
-
-def tissue_labels(head: Head) -> np.ndarray:
-    """True labels uint8 (x, y, z): 0 background, 1 csf (also in the eyes), 2 gm (with nuclei), 3 wm.
-
-    The tissue with the largest share wins. A lesion counts as white matter, the tissue it grew in.
-    """
-    lookup = np.array([_LABEL_OF_TISSUE.get(name, 0) for name in head.tissues], np.uint8)
-    shares = np.zeros((len(TISSUE_CLASSES), *head.shape), np.float32)
-    for label, share in zip(lookup, head.fractions, strict=True):
-        shares[label] += share
-    return shares.argmax(axis=0).astype(np.uint8)
-
-
-def attenuation_labels(head: Head) -> np.ndarray:
-    """True labels uint8 (x, y, z): 0 air, 1 soft, 2 bone: the noise-free CT on the MR's grid, thresholded."""
-    return hu_to_labels(_mix(head, physics.tissue_hu()))
-
-
-def _seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise error("seed is a whole number from 0.", repr(seed))
-    return int(seed)
-
-
-def _image_rng(head: Head, sequence: str, seed: int | None, noise: float, bias: float) -> np.random.Generator:
-    if not noise >= 0 or not bias >= 0:
-        raise error("noise and bias are numbers from 0.", (noise, bias))
-    return np.random.default_rng([head.seed if seed is None else _seed(seed), SEQUENCES.index(sequence)])
-
-
-def _mix(head: Head, values: np.ndarray) -> np.ndarray:
-    image = np.zeros(head.shape, np.float32)
-    for value, share in zip(values, head.fractions, strict=True):
-        if value != 0:
-            image += np.float32(value) * share.astype(np.float32)
-    return image
-
-
-def _spacing(spacing_mm: Sequence[float]) -> np.ndarray:
-    try:
-        spacing = np.asarray(spacing_mm, np.float64)
-    except (TypeError, ValueError):
-        spacing = np.zeros(0)
-    if spacing.shape != (3,) or not np.all(np.isfinite(spacing)) or not np.all(spacing > 0):
-        raise error("spacing_mm is three positive numbers (mm).", repr(spacing_mm))
-    return spacing
-
-
-def _grid(subject: Subject, shape: tuple[int, ...], spacing_mm: Sequence[float] | None) -> tuple[tuple[int, ...], np.ndarray]:
-    low, high = (np.asarray(c) * anatomy.scale + anatomy.shift_mm for c in FIELD_OF_VIEW_MM)
-    spacing = (high - low) / shape if spacing_mm is None else _spacing(spacing_mm)
-    return shape, _affine(shape, spacing, (low + high) / 2)
-
-
-def _ct_grid(head: Head, shape: Sequence[int] | None, spacing_mm: Sequence[float] | None) -> tuple[tuple[int, ...], np.ndarray]:
-    mr_spacing = np.diag(head.affine)[:3]
-    extent = mr_spacing * head.shape
-    centre = (head.affine @ [*((np.asarray(head.shape) - 1) / 2), 1.0])[:3]
-    if shape is None:
-        spacing = 0.75 * mr_spacing if spacing_mm is None else _spacing(spacing_mm)
-        size = tuple(int(n) for n in np.ceil((extent + 40.0) / spacing))
+    seed = head.seed if seed is None else check_seed(seed)
+    if isinstance(misalignment, Misalignment):
+        truth = misalignment
     else:
-        size = positive_ints("shape", shape, 3)
-        spacing = (extent + 40.0) / size if spacing_mm is None else _spacing(spacing_mm)
-    return size, _affine(size, spacing, centre)
-
-
-def _affine(shape: Sequence[int], spacing: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = centre - spacing * (np.asarray(shape) - 1) / 2
-    return affine
-
-
-def _chunks(
-    subject: Subject,
-    shape: Sequence[int],
-    affine: np.ndarray,
-    reduce: Callable[[np.ndarray], np.ndarray],
-    motion: Misalignment | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (first flat index, reduced fractions) over the grid, a few chunks in memory at a time."""
-    total = int(np.prod(shape))
-    spacing = np.diag(affine)[:3]
-    samples, width = _samples(spacing)
-
-    def evaluate(start: int) -> np.ndarray:
-        flat = np.arange(start, min(start + _CHUNK, total))
-        index = np.stack(np.unravel_index(flat, tuple(shape))).T
-        world = index * spacing + affine[:3, 3]
-        mean = 0.0
-        for sample in samples:
-            points = world + sample
-            if motion is not None:
-                points = motion.to_mr(points)
-            mean = mean + tissue_fractions(anatomy, points.T, width)
-        return reduce(mean / np.float32(len(samples)))
-
-    starts = range(0, total, _CHUNK)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(starts), 8):
-            batch = starts[first : first + 8]
-            yield from zip(batch, pool.map(evaluate, batch), strict=True)
-
-
-def _samples(spacing: np.ndarray) -> tuple[list[np.ndarray], float]:
-    """Sub-voxel positions (mm) and blur width: axes coarser than 2 mm are sampled at two depths."""
-    signs = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
-    coarse = spacing > 2.0
-    steps = np.unique(signs * coarse, axis=0) * spacing / 4
-    width = np.where(coarse, spacing / 2, spacing)
-    return list(steps), float(np.cbrt(np.prod(width)))
-
-
-def _add_holder(ct: np.ndarray, affine: np.ndarray) -> None:
-    x, y, _ = (affine[i, i] * np.arange(n) + affine[i, 3] for i, n in enumerate(ct.shape))
-    radius = np.hypot(x[:, None] / 1.1, y[None, :] + 10.0)
-    shell = (np.abs(radius - 126.0) < 2.5) & (y[None, :] < -60.0)
-    ct[shell] = np.maximum(ct[shell], np.float32(-250.0))
+        truth = Misalignment.random(seed) if misalignment else Misalignment()
+    size, affine = _ct_grid(head, shape, spacing_mm)
+    hu = physics.tissue_hu()
+    ct_hu = np.empty(int(np.prod(size)), np.float32)
+    subject = Subject.random(head.seed, lesion=head.lesion)
+    for start, part in evaluate(subject, size, affine, lambda shares: hu @ shares, truth):
+        ct_hu[start : start + len(part)] = part
+    ct_hu = ct_hu.reshape(size)
+    if holder:
+        _add_holder(ct_hu, affine)
+    return (_noisy_ct(ct_hu, noise_hu, seed), affine), truth
 
 
 def write_cohort(
@@ -335,7 +189,7 @@ def write_cohort(
     seed: int = 0,
     ct: bool = True,
     registered: bool = False,
-    labels: str | None = None,
+    labels: bool | str = False,
 ) -> Path:
     """Writes a synthetic cohort as NIfTI files with a manifest, as a user's own data would lie on disk.
 
@@ -344,65 +198,117 @@ def write_cohort(
         subjects: number of subjects of each split, e.g. ``{"train": 6, "val": 2, "test": 3}``.
         sequences: of "T1w", "T2w" and "dsc" (of a DSC series the fourth time point, before the bolus).
         shape: voxels of the MR images.
-        seed: of the cohort; no two subjects and no two cohorts of nearby seeds share a head.
-        ct: writes each subject's CT on its own grid, displaced by a random motion.
-        registered: writes the CT in place on the MR's grid, and the true labels unless ``labels`` says which.
-        labels: writes true labels: "attenuation" (air, soft, bone) or "tissue" (background, csf, gm, wm).
+        seed: of the cohort; cohorts of different seeds share no subject.
+        ct: writes each subject's CT, on its own grid and displaced by a random motion.
+        registered: writes that CT on the MR's grid and in place instead, and the true labels beside it.
+        labels: which true labels to write: "attenuation" (air, soft, bone) or "tissue" (background, csf, gm,
+            wm); True means "attenuation", False none, unless ``registered``.
 
     Returns:
-        The manifest, ``folder/cohort.tsv``.
+        The manifest, ``folder/cohort.tsv``, for ``mrseg.data.cases.read_cases``.
 
     Raises:
-        InputError: no subject, an unknown sequence or kind of labels, a bad shape.
+        InputError: no subject, an unknown sequence or kind of labels, a bad shape or seed.
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
     for sequence in sequences:
         choice("sequence", sequence, SEQUENCES)
-    choice("labels", labels, (None, "attenuation", "tissue"))
-    kind = labels or ("attenuation" if registered else None)
+    kind = choice("labels", labels, (False, True, "attenuation", "tissue"))
+    if kind is True or (registered and not kind):
+        kind = "attenuation"
     splits = [split for split, count in subjects.items() for _ in range(count)]
     if not splits or not sequences:
         raise error("A cohort has at least one subject and one sequence.", (dict(subjects), tuple(sequences)))
     cases = []
     for number, split in enumerate(splits):
-        subject = head(_seed(seed) * 1009 + number, shape=shape)
-        name = f"phantom{number + 1:03d}"
-        cases.append(_write_subject(folder, name, split, subject, tuple(sequences), ct, registered, kind))
+        subject = head(_subject_seed(check_seed(seed), number), shape=shape)
+        stem = folder / f"phantom{number + 1:03d}" / f"phantom{number + 1:03d}"
+        images = {sequence: _write_image(stem, subject, sequence) for sequence in sequences}
+        ct_path = _write_ct(stem, subject, registered) if ct else None
+        truth = dict.fromkeys(sequences, _write_truth(stem, subject, kind)) if kind else {}
+        cases.append(Case(subject=stem.name, images=images, ct=ct_path, labels=truth, split=split))
     manifest = folder / "cohort.tsv"
     write_cases(cases, manifest)
     return manifest
 
 
-def _write_subject(
-    folder: Path, name: str, split: str, subject: Head, sequences: tuple[str, ...], ct: bool, registered: bool, kind: str | None
-) -> Case:
-    images, labels = {}, {}
-    for sequence in sequences:
-        images[sequence] = folder / name / f"{name}_{sequence}.nii.gz"
-        if sequence == "dsc":
-            series, affine = dsc_series(subject, timepoints=4)
-            image = series[..., 3]
-        else:
-            image, affine = mr_image(subject, sequence)
-        write_volume(images[sequence], image, affine)
-    if kind is not None:
-        path = folder / name / f"{name}_labels-{kind}.nii.gz"
-        names = ATTENUATION_CLASSES if kind == "attenuation" else TISSUE_CLASSES
-        truth = attenuation_labels(subject) if kind == "attenuation" else tissue_labels(subject)
-        write_labels(path, truth, subject.affine, names, {"source": "mrseg phantom (synthetic)", "seed": subject.seed})
-        labels = {sequence: path for sequence in sequences}
-    ct_path = None
-    if ct:
-        ct_path = folder / name / f"{name}_ct.nii.gz"
-        if registered:
-            ct_hu, affine = _ct_in_place(subject)
-        else:
-            (ct_hu, affine), _ = ct_image(subject)
-        write_volume(ct_path, ct_hu, affine)
-    return Case(subject=name, images=images, ct=ct_path, labels=labels, split=split)
+def _subject_seed(cohort: int, number: int) -> int:
+    if number >= 1000:
+        raise error("A cohort has at most 1000 subjects.", number + 1)
+    return cohort * 1000 + number
 
 
-def _ct_in_place(subject: Head) -> Volume:
-    ct = _mix(subject, physics.tissue_hu()) + physics.ct_noise(subject.shape, 12.0, np.random.default_rng([subject.seed, 5]))
-    return np.maximum(ct, np.float32(-1024.0)), subject.affine.copy()
+def _write_image(stem: Path, subject: Head, sequence: str) -> Path:
+    if sequence == "dsc":
+        series, affine = dsc_series(subject, timepoints=4)
+        image = series[..., 3]
+    else:
+        image, affine = mr_image(subject, sequence)
+    return _write_int16(stem, sequence, image, affine)
+
+
+def _write_ct(stem: Path, subject: Head, registered: bool) -> Path:
+    if registered:
+        ct_hu, affine = _noisy_ct(mix(subject, physics.tissue_hu()), 12.0, subject.seed), subject.affine
+    else:
+        (ct_hu, affine), _ = ct_image(subject)
+    return _write_int16(stem, "ct", ct_hu, affine)
+
+
+def _write_int16(stem: Path, sequence: str, image: np.ndarray, affine: np.ndarray) -> Path:
+    path = stem.with_name(f"{stem.name}_{sequence}.nii.gz")
+    write_volume(path, np.rint(image).astype(np.int16), affine)  # whole numbers, as scanners store them
+    return path
+
+
+def _write_truth(stem: Path, subject: Head, kind: str) -> Path:
+    path = stem.with_name(f"{stem.name}_labels-{kind}.nii.gz")
+    provenance = {"source": "built-in phantom (synthetic)", "seed": subject.seed, "lesion": subject.lesion}
+    if kind == "tissue":
+        write_labels(path, tissue_labels(subject), subject.affine, TISSUE_CLASSES, provenance)
+    else:
+        write_labels(path, attenuation_labels(subject), subject.affine, ATTENUATION_CLASSES, provenance)
+    return path
+
+
+def _image_rng(head: Head, sequence: str, seed: int | None, noise: float, bias: float) -> np.random.Generator:
+    if not (noise >= 0 and bias >= 0):
+        raise error("noise and bias are numbers from 0.", (noise, bias))
+    return np.random.default_rng([head.seed if seed is None else check_seed(seed), SEQUENCES.index(sequence)])
+
+
+def _gain(head: Head, rng: np.random.Generator, bias: float) -> np.ndarray:
+    """Bias field times the fine variation within tissues, (x, y, z)."""
+    sigma = 3.0 / np.diag(head.affine)[:3]
+    texture = ndimage.gaussian_filter(rng.standard_normal(head.shape, dtype=np.float32), sigma, mode="wrap")
+    spread = float(texture.std())
+    texture *= np.float32(_TEXTURE / spread if spread > 0 else 0.0)
+    return physics.bias_field(head.shape, rng, bias) * (1 + np.clip(texture, -0.5, 0.5))
+
+
+def _ct_grid(
+    head: Head, shape: Sequence[int] | None, spacing_mm: Sequence[float] | None
+) -> tuple[tuple[int, ...], np.ndarray]:
+    mr_spacing = np.diag(head.affine)[:3]
+    extent = mr_spacing * head.shape + 2 * _CT_MARGIN_MM
+    centre = head.affine[:3, 3] + mr_spacing * (np.asarray(head.shape) - 1) / 2
+    if shape is None:
+        spacing = 0.75 * mr_spacing if spacing_mm is None else check_spacing(spacing_mm)
+        size = tuple(int(n) for n in np.ceil(extent / spacing))
+    else:
+        size = positive_ints("shape", shape, 3)
+        spacing = extent / size if spacing_mm is None else check_spacing(spacing_mm)
+    return size, centred_affine(size, spacing, centre)
+
+
+def _noisy_ct(ct_hu: np.ndarray, noise_hu: float, seed: int) -> np.ndarray:
+    noise = physics.ct_noise(ct_hu.shape, noise_hu, np.random.default_rng([seed, 5]))
+    return np.maximum(ct_hu + noise, np.float32(-1024.0))  # scanners store nothing below
+
+
+def _add_holder(ct_hu: np.ndarray, affine: np.ndarray) -> None:
+    x, y, _ = (affine[i, i] * np.arange(n) + affine[i, 3] for i, n in enumerate(ct_hu.shape))
+    radius = np.hypot(x[:, None] / 1.1, y[None, :] + 10.0)
+    shell = (np.abs(radius - 128.0) < 3.0) & (y[None, :] < -60.0)
+    ct_hu[shell] = np.maximum(ct_hu[shell], np.float32(-250.0))

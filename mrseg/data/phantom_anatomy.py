@@ -24,8 +24,8 @@ from mrseg.data.phantom_subject import AIR, CSF, TISSUES, Subject, take
 def tissue_fractions(subject: Subject, points_mm: np.ndarray, width_mm: float) -> np.ndarray:
     """Shares of every tissue in cubes of edge ``width_mm`` centred at world points.
 
-    Borders are blurred analytically over ``width_mm`` along their normal, which is the partial volume of a flat
-    border; sheets thinner than the cube keep their volume.
+    Borders are blurred analytically over ``width_mm`` along their normal, which is the partial volume of a
+    flat border; sheets thinner than the cube keep their volume.
 
     Args:
         subject: whose head.

@@ -1,4 +1,4 @@
-"""The synthetic brain inside the synthetic skull: folded cortex, nuclei, ventricles, cerebellum, stem, vessels.
+"""The synthetic brain: folded cortex, nuclei, ventricles, cerebellum, stem, vessels.
 
 Coordinates are mm in a canonical frame close to the usual stereotactic one: origin at the anterior
 commissure, x to the right, y to the front, z up. Positions and sizes are round figures of adult subject.
@@ -19,6 +19,7 @@ from mrseg.data.phantom_fields import (
     turned,
 )
 from mrseg.data.phantom_subject import CSF, DEEP, GM, LESION, SOFT, VESSEL, WM, Subject, paint, take
+
 
 def cerebrum_hull(at: Coordinates) -> np.ndarray:
     """Depth in the smooth hull of both hemispheres without temporal lobes, floor flattened."""
@@ -59,7 +60,9 @@ def cavity_hull(at: Coordinates) -> np.ndarray:
     return smooth_max(hull, stem_hull(at), 9.0)
 
 
-def paint_brain(fractions: np.ndarray, at: Coordinates, cavity: np.ndarray, subject: Subject, width_mm: float) -> None:
+def paint_brain(
+    fractions: np.ndarray, at: Coordinates, cavity: np.ndarray, subject: Subject, width_mm: float
+) -> None:
     """Paints the brain into points of the cranial cavity that are CSF so far.
 
     Args:
@@ -78,7 +81,8 @@ def paint_brain(fractions: np.ndarray, at: Coordinates, cavity: np.ndarray, subj
     _paint_ventricles(fractions, folded, at, subject, width_mm)
     if subject.lesion is not None:
         centre, radius = subject.lesion
-        depth = ellipsoid(at, centre, (radius, radius * 1.2, radius * 0.9)) + 0.18 * radius * subject.slow(at, 31)
+        depth = ellipsoid(at, centre, (radius, radius * 1.2, radius * 0.9))
+        depth = depth + radius * (0.18 * subject.slow(at, 31) + 0.08 * subject.fine(at, 31))
         inside = 1.0 - fractions[CSF] - fractions[SOFT]
         paint(fractions, LESION, soft(depth, width_mm) * np.clip(inside, 0, 1))
     _paint_vessels(fractions, folded, at, width_mm)
@@ -87,9 +91,13 @@ def paint_brain(fractions: np.ndarray, at: Coordinates, cavity: np.ndarray, subj
 
 def _hemisphere(folded: Coordinates) -> np.ndarray:
     lateral = smooth_max(cerebrum_hull(folded), temporal_hull(folded), 3.0)
-    apart = smooth_min(lateral, folded[0] - 0.9, 8.0)
-    core = ellipsoid(folded, (0, -6, 4), (26, 38, 22))
-    return smooth_max(apart, core, 3.0)
+    apart = smooth_min(lateral, folded[0] - 0.7, 8.0)
+    return smooth_max(apart, _core(folded), 3.0)
+
+
+def _core(folded: Coordinates) -> np.ndarray:
+    """Where the hemispheres are joined: callosum, septum, thalami and what surrounds them."""
+    return ellipsoid(folded, (0, -6, 4), (26, 38, 22))
 
 
 def _paint_cerebrum(
@@ -115,15 +123,18 @@ def _paint_cerebrum(
     steep = np.sqrt(sum((s - along * n) ** 2 for s, n in zip(slope, normal, strict=True))) + np.float32(1e-5)
     wave = np.float32(2 * np.pi / subject.fold.wavelength_mm)
     sheet = np.arctan(wave * np.abs(fold) / steep) / wave  # mm to the middle of the nearest sulcus
-    floor = np.minimum(subject.sulcus_mm * np.clip(1.0 + 0.45 * subject.slow(hull_point, 77), 0.0, 1.4), 26.0)
-    floor *= np.clip((length - 0.45) * 3.0, 0.0, 1.0)
+    floor = np.minimum(subject.sulcus_mm * np.clip(1.0 + 0.35 * subject.slow(hull_point, 77), 0.5, 1.4), 26.0)
+    floor *= np.clip((length - 0.45) * 3.0, 0.0, 1.0) * np.clip(_core(folded) * np.float32(-0.2), 0.0, 1.0)
 
-    opening = subject.sulcus_half_mm * (0.7 + 1.2 * np.exp(-np.maximum(depth, 0) * np.float32(0.25)))
+    opening = subject.sulcus_half_mm * (0.7 + 1.1 * np.exp(-np.maximum(depth, 0) * np.float32(0.25)))
     below = np.maximum(depth - floor, 0)
     sheet = np.sqrt(sheet**2 + below**2)
-    sylvian, sylvian_half = _sylvian(tuple(f + 1.5 * w for f, w in zip(folded, wobble, strict=True)))
+    bent = folded[0] + 1.5 * wobble[0], folded[1] + 1.5 * wobble[1], folded[2] + 1.5 * wobble[2]
+    sylvian, sylvian_half = _sylvian(bent)
     thickness = subject.cortex_mm * (1.0 + 0.08 * wobble[0])
-    grey = np.maximum(band(sheet, opening + thickness, width_mm), band(sylvian, sylvian_half + thickness, width_mm))
+    grey = np.maximum(
+        band(sheet, opening + thickness, width_mm), band(sylvian, sylvian_half + thickness, width_mm)
+    )
     gap = np.maximum(band(sheet, opening, width_mm) * (below <= 0), band(sylvian, sylvian_half, width_mm))
     brain = soft(depth, width_mm) * (1.0 - gap)
     white = np.minimum(soft(depth - thickness, width_mm) * (1.0 - grey), brain)
@@ -138,7 +149,7 @@ def _paint_cerebrum(
 
 
 def _outward(folded: Coordinates, depth: np.ndarray) -> tuple[Coordinates, np.ndarray]:
-    """Unit vector to the nearest hull, and the slope of the depth: below 1 where two walls are equally near."""
+    """Unit vector to the nearest hull, and the slope of the depth, below 1 between two equally near walls."""
     step = np.float32(4.0)
     x, y, z = folded
     parts = (
@@ -162,11 +173,13 @@ def _sylvian(folded: Coordinates) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _callosum(folded: Coordinates) -> np.ndarray:
-    x, y, z = folded
-    arc = np.sqrt(((y + 6) / 1.65) ** 2 + (z - 2) ** 2)
-    plate = 4.6 - np.abs(arc - 20.5) * 1.15
-    plate = np.minimum(plate, z - 2)
-    return np.minimum(plate, 17 - x)
+    plate = 4.6 - np.abs(_arc(folded) - 20.5) * 1.15
+    return np.minimum(np.minimum(plate, folded[2] - 2), 17 - folded[0])
+
+
+def _arc(folded: Coordinates) -> np.ndarray:
+    """Distance from the centre of the callosum's arch, stretched to its oval."""
+    return np.sqrt(((folded[1] + 6) / 1.65) ** 2 + (folded[2] - 2) ** 2)
 
 
 def _paint_nuclei(fractions: np.ndarray, folded: Coordinates, subject: Subject, width_mm: float) -> None:
@@ -191,8 +204,12 @@ def _paint_ventricles(
 ) -> None:
     v = np.where(at[0] < 0, np.float32(subject.ventricles[0]), np.float32(subject.ventricles[1]))
     path = (
-        ((7, 27, 1), 3.0), ((9, 14, 10), 4.2), ((8.5, -6, 17), 4.0), ((13, -28, 18), 4.4), ((24, -42, 10), 5.5),
-    )  # fmt: skip
+        ((7, 27, 1), 3.0),
+        ((9, 14, 10), 4.2),
+        ((8.5, -6, 17), 4.0),
+        ((13, -28, 18), 4.4),
+        ((24, -42, 10), 5.5),
+    )
     depth = np.full_like(at[0], -99.0)
     for (start, first), (end, last) in zip(path[:-1], path[1:], strict=True):
         depth = smooth_max(depth, capsule(folded, start, end, (first, last)), 2.0)
@@ -201,9 +218,10 @@ def _paint_ventricles(
     depth = smooth_max(depth, capsule(folded, (33, -28, -10), (32, -8, -19), (2.5, 2.0)), 2.0)
     depth = np.minimum(depth + (v - 1.0) * 4.0, folded[0] - 0.8)
     third = ellipsoid(at, (0, -10, 1), (1.2 + 1.6 * subject.ventricles[0], 15, 9))
+    cleft = np.minimum(1.0 - folded[0], np.minimum(17.0 - _arc(folded), folded[2] + 9))  # below the arch
     fourth = ellipsoid(at, (0, -46, -34), (7, 5.5, 12))
     aqueduct = capsule(at, (0, -25, -4), (0, -40, -24), (1.2, 1.5))
-    paint(fractions, CSF, soft(np.maximum(np.maximum(depth, third), np.maximum(fourth, aqueduct)), width_mm))
+    paint(fractions, CSF, soft(np.maximum.reduce([depth, third, cleft, fourth, aqueduct]), width_mm))
 
 
 def _paint_cerebellum(
@@ -233,7 +251,7 @@ def _paint_cerebellum(
 
 
 def _paint_dura(fractions: np.ndarray, at: Coordinates, width_mm: float) -> None:
-    falx = band(at[0], 0.5, width_mm) * soft(at[2] - 24 + 0.012 * (at[1] + 6) ** 2, width_mm)
+    falx = band(at[0], 0.3, width_mm) * soft(at[2] - 24 + 0.012 * (at[1] + 6) ** 2, width_mm)
     paint(fractions, SOFT, falx)
 
 

@@ -7,11 +7,13 @@ unions, which is enough near the surface, where it is used).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
 
 Coordinates = tuple[np.ndarray, np.ndarray, np.ndarray]
+Point = tuple[float, float, float]
 
 
 def soft(depth: np.ndarray, width_mm: float) -> np.ndarray:
@@ -38,7 +40,7 @@ def smooth_min(a: np.ndarray, b: np.ndarray, radius_mm: float) -> np.ndarray:
     return -smooth_max(-a, -b, radius_mm)
 
 
-def ellipsoid(at: Coordinates, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
+def ellipsoid(at: Coordinates, centre: Point, radii: Point) -> np.ndarray:
     """Depth of an axis-aligned ellipsoid, first order in the distance to its surface."""
     squared = np.zeros_like(at[0])
     slope = np.full_like(at[0], 1e-6)
@@ -51,10 +53,8 @@ def ellipsoid(at: Coordinates, centre: tuple[float, float, float], radii: tuple[
     return (1.0 - norm) * (norm + np.float32(1e-3)) / np.sqrt(slope)
 
 
-def capsule(
-    at: Coordinates, start: tuple[float, float, float], end: tuple[float, float, float], radii: tuple[float, float]
-) -> np.ndarray:
-    """Depth of a rod from ``start`` to ``end`` whose radius goes linearly from ``radii[0]`` to ``radii[1]``."""
+def capsule(at: Coordinates, start: Point, end: Point, radii: tuple[float, float]) -> np.ndarray:
+    """Depth of a rod from ``start`` to ``end`` whose radius changes linearly between ``radii``."""
     a = np.asarray(start, np.float32)
     along = np.asarray(end, np.float32) - a
     t = sum((axis - a[i]) * along[i] for i, axis in enumerate(at)) / np.float32(along @ along)
@@ -63,8 +63,8 @@ def capsule(
     return np.float32(radii[0]) + t * np.float32(radii[1] - radii[0]) - np.sqrt(squared)
 
 
-def turned(at: Coordinates, centre: tuple[float, float, float], angle_deg: float, plane: str) -> Coordinates:
-    """Returns coordinates relative to ``centre``, turned by ``angle_deg`` in ``plane`` ("xy", "yz" or "xz")."""
+def turned(at: Coordinates, centre: Point, angle_deg: float, plane: str) -> Coordinates:
+    """Returns coordinates relative to ``centre``, turned in the ``plane`` "xy", "yz" or "xz"."""
     shifted = [axis - np.float32(c) for axis, c in zip(at, centre, strict=True)]
     i, j = ("xyz".index(letter) for letter in plane)
     cos, sin = (np.float32(f(np.deg2rad(angle_deg))) for f in (np.cos, np.sin))
@@ -105,7 +105,7 @@ class NoiseField:
         )
         spectrum *= np.exp(-0.5 * ((radius * wavelength_mm - 1.0) / bandwidth) ** 2)
         spectrum[0, 0, 0] = 0.0
-        values = np.fft.irfftn(spectrum, s=(size, size, size))
+        values = np.fft.irfftn(spectrum, s=(size, size, size), axes=(0, 1, 2))
         return cls((values / values.std()).astype(np.float32), period_mm, wavelength_mm)
 
     def __call__(self, at: Coordinates, shift_mm: float = 0.0) -> np.ndarray:
@@ -115,13 +115,13 @@ class NoiseField:
     def with_gradient(self, at: Coordinates) -> tuple[np.ndarray, Coordinates]:
         """Values and their three derivatives (per mm) at points."""
         lattice = self._lattice(at, 0.0)
-        step = self.period_mm / len(self.values)
-        slopes = tuple(
-            (np.roll(self.values, -1, axis) - np.roll(self.values, 1, axis)) / np.float32(2 * step)
-            for axis in range(3)
-        )
-        x, y, z = (_interpolate(slope, lattice) for slope in slopes)
+        x, y, z = (_interpolate(slope, lattice) for slope in self._slopes)
         return _interpolate(self.values, lattice), (x, y, z)
+
+    @cached_property
+    def _slopes(self) -> list[np.ndarray]:
+        scale = np.float32(0.5 * len(self.values) / self.period_mm)
+        return [(np.roll(self.values, -1, axis) - np.roll(self.values, 1, axis)) * scale for axis in range(3)]
 
     def _lattice(self, at: Coordinates, shift_mm: float) -> np.ndarray:
         scale = np.float32(len(self.values) / self.period_mm)
@@ -129,4 +129,4 @@ class NoiseField:
 
 
 def _interpolate(values: np.ndarray, lattice: np.ndarray) -> np.ndarray:
-    return ndimage.map_coordinates(values, lattice, order=1, mode="grid-wrap", output=np.float32, prefilter=False)
+    return ndimage.map_coordinates(values, lattice, np.float32, order=1, mode="grid-wrap", prefilter=False)

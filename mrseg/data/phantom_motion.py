@@ -62,7 +62,8 @@ class Misalignment:
         if count:
             amplitudes *= warp_mm / np.linalg.norm(amplitudes, axis=1).sum()
         phases = rng.uniform(0, 2 * np.pi, count)
-        warp = tuple((_triple(w), float(p), _triple(a)) for w, p, a in zip(waves, phases, amplitudes, strict=True))
+        terms = zip(waves, phases, amplitudes, strict=True)
+        warp = tuple((_triple(wave), float(phase), _triple(amplitude)) for wave, phase, amplitude in terms)
         return cls(_triple(turn * angle_deg), _triple(shift * translation_mm), warp=warp)
 
     def to_mr(self, points_mm: np.ndarray) -> np.ndarray:

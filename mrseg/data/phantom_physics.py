@@ -6,7 +6,7 @@ some method segments the result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -27,19 +27,23 @@ class Tissue:
     cbf: float = 0.0
 
 
-# Sources, by column group.
-# MR, csf gm wm fat muscle: BrainWeb's published table for 1.5 T (Kwan, Evans, Pike 1999, IEEE TMI 18:1085).
-# Cortical bone: T1 140-260 ms, T2* 0.42-0.50 ms (Reichert et al. 2005, Magn Reson Imaging 23:611); about a fifth
-#   of its volume is water.
-# Marrow: T1 549 ms, T2 49 ms (de Bazelaire et al. 2004, Radiology 230:652, 1.5 T); T2* and density are choices:
-#   trabeculae spoil the field and take a third of the room.
-# Blood: T1 1441 ms, T2 290 ms (Stanisz et al. 2005, Magn Reson Med 54:507, 1.5 T); T2* is a choice; flow is ignored.
-# Deep grey matter holds myelin and iron: half-way between grey and white matter, T2 somewhat shorter (choice).
-# Lesion: an oedematous tumour, T1 and T2 long (choice).
-# HU: fat, grey matter, white matter, blood, bone ranges after Buzug 2008, Computed Tomography, p. 475. The
-#   diploe's value is of marrow with thin trabeculae; cortical bone is mixed into it by the anatomy.
-# Perfusion: grey matter CBV 4 %, CBF 60; white matter 2 %, 22 (Calamante et al. 2000, Magn Reson Med 44:466).
-#   Muscle is hardly perfused at rest; artery: see ``bolus_r2star``.
+# Sources:
+# MR of csf, gm, wm, fat, muscle: BrainWeb's published table for 1.5 T (Kwan, Evans, Pike 1999, IEEE Trans.
+#   Med. Imaging 18:1085).
+# Cortical bone: T1 140-260 ms, T2* 0.42-0.50 ms at 1.5 T (Reichert et al. 2005, Magn. Reson. Imaging 23:611);
+#   about a fifth of its volume is water.
+# Marrow: T1 549 ms, T2 49 ms at 1.5 T (de Bazelaire et al. 2004, Radiology 230:652). T2* and density are
+#   choices: trabeculae spoil the field and take a third of the room.
+# Blood: T1 1441 ms, T2 290 ms at 1.5 T (Stanisz et al. 2005, Magn. Reson. Med. 54:507). T2* is a choice; flow
+#   is ignored.
+# Deep grey matter: half-way between grey and white matter, T2 shorter for its iron (choice).
+# Lesion: an oedematous tumour with long T1 and T2 (choice).
+# HU: ranges of fat, grey and white matter, blood and bone in Buzug 2008, Computed Tomography, p. 475;
+#   muscle and csf as in radiology teaching. The diploe's value is of marrow with thin trabeculae;
+#   the anatomy mixes 5 to 65 % of cortical bone into it.
+# Perfusion: grey matter CBV 4 %, CBF 60; white matter 2 %, 22 (Calamante et al. 2000, Magn. Reson. Med.
+#   44:466).
+#   Muscle is hardly perfused at rest; for the artery see ``bolus_r2star``.
 TISSUE_TABLE: dict[str, Tissue] = {
     "air": Tissue(1.0, 1.0, 1.0, 0.0, -1000.0),
     "skin_muscle": Tissue(900.0, 47.0, 30.0, 1.00, 45.0, cbv=0.3, cbf=3.0),
@@ -53,7 +57,6 @@ TISSUE_TABLE: dict[str, Tissue] = {
     "vessel": Tissue(1441.0, 290.0, 100.0, 0.85, 50.0, cbv=25.0, cbf=400.0),
     "lesion": Tissue(1250.0, 150.0, 110.0, 0.92, 24.0, cbv=6.0, cbf=60.0),
 }
-assert tuple(TISSUE_TABLE) == TISSUES
 
 #: T1w: spoiled gradient echo with BrainWeb's settings (Kwan et al. 1999).
 T1W = {"tr_ms": 18.0, "te_ms": 10.0, "flip_deg": 30.0}
@@ -66,7 +69,10 @@ SIGNAL_SCALE = 2000.0
 
 
 def spoiled_gradient_echo(tissue: Tissue, *, tr_ms: float, te_ms: float, flip_deg: float) -> float:
-    """Steady-state signal of a spoiled gradient echo, ``PD sin(a) (1 - E1) / (1 - cos(a) E1) exp(-TE / T2*)``."""
+    """Steady-state signal of a spoiled gradient echo.
+
+    ``PD sin(a) (1 - E1) / (1 - cos(a) E1) exp(-TE / T2*)`` with ``E1 = exp(-TR / T1)``.
+    """
     flip = np.deg2rad(flip_deg)
     e1 = np.exp(-tr_ms / tissue.t1_ms)
     steady = np.sin(flip) * (1 - e1) / (1 - np.cos(flip) * e1)
@@ -85,11 +91,15 @@ def tissue_signals(sequence: str, rng: np.random.Generator | None = None) -> np.
     With ``rng`` the constants of each tissue vary between subjects by a few per cent, as in people.
     """
     signals = []
-    for tissue in TISSUE_TABLE.values():
+    for tissue in (TISSUE_TABLE[name] for name in TISSUES):
         if rng is not None:
             t1, t2, pd = np.exp(rng.normal(0, (0.03, 0.03, 0.01)))
-            tissue = Tissue(
-                tissue.t1_ms * t1, tissue.t2_ms * t2, tissue.t2star_ms * t2, tissue.proton_density * pd, tissue.hu
+            tissue = replace(
+                tissue,
+                t1_ms=tissue.t1_ms * t1,
+                t2_ms=tissue.t2_ms * t2,
+                t2star_ms=tissue.t2star_ms * t2,
+                proton_density=tissue.proton_density * pd,
             )
         if sequence == "T1w":
             signals.append(spoiled_gradient_echo(tissue, **T1W))
@@ -102,7 +112,7 @@ def tissue_signals(sequence: str, rng: np.random.Generator | None = None) -> np.
 
 def tissue_hu() -> np.ndarray:
     """Hounsfield units of every pure tissue, in the order of ``TISSUES``."""
-    return np.asarray([tissue.hu for tissue in TISSUE_TABLE.values()], np.float32)
+    return np.asarray([TISSUE_TABLE[name].hu for name in TISSUES], np.float32)
 
 
 def bolus_r2star(times_s: np.ndarray, arrival_s: float) -> np.ndarray:
@@ -136,17 +146,21 @@ def bolus_r2star(times_s: np.ndarray, arrival_s: float) -> np.ndarray:
 
     peak = curve(TISSUE_TABLE["gm"]).max() if after.any() else 1.0
     dose = -np.log(0.6) / (DSC["te_ms"] / 1000.0) / max(peak, 1e-9)
-    return np.stack([np.interp(times_s, fine, dose * curve(t)) for t in TISSUE_TABLE.values()])
+    return np.stack(
+        [np.interp(times_s, fine, dose * curve(t)) for t in (TISSUE_TABLE[name] for name in TISSUES)]
+    )
 
 
 def bias_field(shape: tuple[int, ...], rng: np.random.Generator, strength: float) -> np.ndarray:
-    """A smooth positive factor of mean about 1 whose logarithm stays within ``strength``; float32, ``shape``."""
+    """A smooth positive factor, float32, whose logarithm stays within plus and minus ``strength``."""
     axes = [np.linspace(-1.0, 1.0, n, dtype=np.float32) for n in shape]
     field = np.zeros(shape, np.float32)
     for _ in range(4):
-        parts = [np.cos(np.float32(rng.uniform(0.2, 1.1)) * np.pi * a + rng.uniform(0, 2 * np.pi)) for a in axes]
-        product = parts[0][:, None, None] * parts[1][None, :, None] * parts[2][None, None, :]
-        field += np.float32(rng.normal()) * product.astype(np.float32)
+        waves, phases = rng.uniform(0.2, 1.1, 3), rng.uniform(0, 2 * np.pi, 3)
+        x, y, z = (
+            np.cos(np.pi * k * a + p).astype(np.float32) for k, a, p in zip(waves, axes, phases, strict=True)
+        )
+        field += np.float32(rng.normal()) * (x[:, None, None] * y[None, :, None] * z[None, None, :])
     top = float(np.abs(field).max())
     return np.exp(field * np.float32(strength / top)) if top > 0 else np.ones(shape, np.float32)
 
@@ -161,7 +175,8 @@ def rician(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.nda
 
 
 def ct_noise(shape: tuple[int, ...], sigma_hu: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise of standard deviation ``sigma_hu``, correlated over neighbours within slices as in CT."""
-    noise = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), (0.7, 0.7, 0.0), mode="wrap")
+    """Gaussian noise of standard deviation ``sigma_hu``, correlated within slices as in CT; float32."""
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    noise = ndimage.gaussian_filter(noise, (0.7, 0.7, 0.0), mode="wrap")
     spread = float(noise.std())
     return noise * np.float32(sigma_hu / spread) if spread > 0 else noise

@@ -50,7 +50,7 @@ def scalp_depth(subject: Subject, at: Coordinates, skull: np.ndarray) -> np.ndar
         ellipsoid(at, (0, 42, -52), (66, 56, 72)), ellipsoid(at, (0, 60, -70), (46, 44, 44)), 20.0
     )
     neck = capsule((x / np.float32(1.12), y, z), (0, -38, -40), (0, -52, -160), (66, 60))
-    nose = capsule(at, (0, 84, -22), (0, 106, -54), (6, 11))
+    nose = capsule(at, (0, 84, -22), (0, 102, -54), (6, 10))
     depth = smooth_max(smooth_max(vault, face, 22.0), neck, 24.0)
     depth = smooth_max(depth, nose, 9.0)
     depth = smooth_min(depth, -ellipsoid(folded, (33, 98, -36), (17, 15, 13)), 10.0)  # hollow of the eye
@@ -59,9 +59,14 @@ def scalp_depth(subject: Subject, at: Coordinates, skull: np.ndarray) -> np.ndar
 
 
 def paint_scalp(
-    fractions: np.ndarray, at: Coordinates, scalp: np.ndarray, skull: np.ndarray, subject: Subject, width_mm: float
+    fractions: np.ndarray,
+    at: Coordinates,
+    scalp: np.ndarray,
+    skull: np.ndarray,
+    subject: Subject,
+    width_mm: float,
 ) -> None:
-    """Paints skin and muscle, the fat under the skin, and fat planes between the muscles of face and neck."""
+    """Paints skin and muscle, the fat under the skin, and fat between the muscles of face and neck."""
     x, y, z = at
     paint(fractions, SOFT, soft(scalp, width_mm))
     cheek = 5.0 * np.clip((-30 - z) / 30, 0, 1) * np.clip(y / 40, 0, 1) + 3.0 * np.clip((-60 - z) / 40, 0, 1)
@@ -83,7 +88,7 @@ def paint_skull(
     subject: Subject,
     width_mm: float,
 ) -> None:
-    """Paints the skull around the cavity: cortical tables, diploe, and its air: mastoid, frontal, sphenoid."""
+    """Paints the skull around the cavity: cortical tables, diploe, and air in mastoid and sinuses."""
     x, y, z = at
     folded = _fold(at)
     base = smooth_max(_petrous(folded), ellipsoid(folded, (53, -40, -48), (12, 15, 22)), 5.0)
@@ -103,9 +108,10 @@ def paint_skull(
     paint(fractions, DIPLOE, soft(spongy, width_mm) * (1 - trabeculae))
 
     mastoid = np.minimum(ellipsoid(folded, (54, -38, -46), (11, 14, 19)), -cavity - 1.5)
-    lobes = ellipsoid(folded, (12 * subject.frontal_sinus, 73, -4), (11 * subject.frontal_sinus, 6, 11 * subject.frontal_sinus))
+    size = 11 * subject.frontal_sinus
+    lobes = ellipsoid(folded, (1.1 * size, 73, -4), (size, 6, size))
     frontal = np.minimum(np.minimum(lobes, np.abs(x - 2) - 0.7), np.minimum(-cavity - 1.6, outer - 1.6))
-    sinus = np.minimum(ellipsoid(at, (0, 17, -33), (14, 13, 9)), np.abs(x + 3) - 0.7)
+    sinus = np.minimum(ellipsoid(at, (0, 17, -33), (15, 14, 9)), np.abs(x + 3) - 0.7)
     near = np.flatnonzero(np.maximum(mastoid, np.maximum(frontal, sinus)) > -3.0 - width_mm)
     here = take(at, near)
     part = fractions[:, near]
@@ -126,7 +132,9 @@ def paint_face(
     folded = _fold(at)
     part = fractions[:, low]
     orbit = smooth_max(
-        ellipsoid(folded, (32, 60, -37), (18, 22, 15.5)), capsule(folded, (30, 55, -36), (15, 24, -30), (15, 4)), 4.0
+        ellipsoid(folded, (32, 60, -37), (18, 22, 15.5)),
+        capsule(folded, (30, 55, -36), (15, 24, -30), (15, 4)),
+        4.0,
     )
     _paint_facial_bones(part, at, orbit, scalp, width_mm)
     inside = soft(np.minimum(orbit, scalp - 2.0), width_mm)
@@ -168,17 +176,17 @@ def _paint_airways(
     folded = _fold(at)
     side = folded[0]
     ragged = subject.fine(at, 51)
-    maxillary = np.minimum(ellipsoid(folded, (31, 52, -61), (15, 18, 17)) + ragged, side - 17.5)
-    nasal = ellipsoid(at, (0, 50, -54), (15, 37, 21)) + 1.5 * ragged
+    maxillary = np.minimum(ellipsoid(folded, (32, 52, -61), (16, 19, 18)) + ragged, side - 17.5)
+    nasal = ellipsoid(at, (0, 50, -54), (17, 38, 22)) + 1.5 * ragged
     nasal = np.minimum(nasal, np.minimum(side - 1.0, scalp - 3.0))
     height = (z + 54 + 2 * subject.wobble(at)) % 13 - 6.5
-    turbinate = soft(2.6 - np.sqrt((side - 9) ** 2 + height**2), width_mm)
+    turbinate = soft(2.3 - np.sqrt((side - 9) ** 2 + height**2), width_mm)
     labyrinth = ellipsoid(folded, (8, 46, -30), (8.5, 21, 11))
     ethmoid = np.minimum(labyrinth - 1.0, 2.0 * subject.cells(at, 33) + 1.6)
     wide = x / np.float32(1.4)
     pharynx = np.maximum(
-        capsule((wide, y, z), (0, 20, -58), (0, 4, -84), (9, 9)),
-        capsule((wide, y, z), (0, 4, -84), (0, 0, -150), (8.5, 8.5)),
+        capsule((wide, y, z), (0, 20, -58), (0, 4, -84), (10, 10)),
+        capsule((wide, y, z), (0, 4, -84), (0, 0, -150), (9.5, 9.5)),
     )
     canal = capsule(folded, (50, -21, -38), (92, -23, -40), (3.2, 4.0))
     paint(fractions, SOFT, soft(nasal + 1.5, width_mm))

@@ -9,7 +9,19 @@ import numpy as np
 from mrseg.data.phantom_fields import Coordinates, NoiseField
 
 #: Tissues, in the order of the first axis of every array of fractions.
-TISSUES = ("air", "skin_muscle", "fat", "cortical_bone", "diploe", "csf", "gm", "wm", "deep_gm", "vessel", "lesion")
+TISSUES = (
+    "air",
+    "skin_muscle",
+    "fat",
+    "cortical_bone",
+    "diploe",
+    "csf",
+    "gm",
+    "wm",
+    "deep_gm",
+    "vessel",
+    "lesion",
+)
 AIR, SOFT, FAT, BONE, DIPLOE, CSF, GM, WM, DEEP, VESSEL, LESION = range(len(TISSUES))
 
 
@@ -22,8 +34,8 @@ class Subject:
         shift_mm: (3,) position of the head in the world.
         warp: waves (m, 3) per mm, phases (m,) and amplitudes (m, 3) in mm of a smooth warp: shape, asymmetry.
         fold: sulci stand where this field crosses zero on the hull of the brain.
-        slow, wobble, fine, cells: fields of falling wavelength (64, 30, 14, 8 mm) for thickness, bending, texture
-            and air cells.
+        slow, wobble, fine, cells: fields of falling wavelength (64, 30, 14, 8 mm) for thickness, bending,
+            texture and air cells.
         cortex_mm: thickness of the cortex.
         sulcus_mm: usual depth of a sulcus; ``sulcus_half_mm`` half its width at the bottom.
         leaf_mm: distance between the fissures of the cerebellum.
@@ -82,18 +94,18 @@ class Subject:
             wobble=NoiseField.random(rng, 30.0, size=48, bandwidth=0.3),
             fine=NoiseField.random(rng, 14.0, period_mm=128.0, size=48, bandwidth=0.3),
             cells=NoiseField.random(rng, 8.0, period_mm=96.0, size=48, bandwidth=0.2),
-            cortex_mm=rng.uniform(3.0, 3.4),
+            cortex_mm=rng.uniform(3.2, 3.55),
             sulcus_mm=rng.uniform(19, 23),
-            sulcus_half_mm=rng.uniform(0.45, 0.8),
+            sulcus_half_mm=rng.uniform(0.35, 0.65),
             leaf_mm=rng.uniform(5.0, 6.0),
             ventricles=(ventricle * rng.uniform(0.9, 1.1), ventricle * rng.uniform(0.9, 1.1)),
             nuclei_scale=rng.uniform(0.92, 1.08),
-            skull_scale=rng.uniform(0.85, 1.15),
+            skull_scale=rng.uniform(0.85, 1.1),
             scalp_scale=rng.uniform(0.9, 1.25),
             fat_mm=rng.uniform(2.6, 5.0),
-            gap_mm=rng.uniform(1.8, 3.0),
+            gap_mm=rng.uniform(1.3, 2.3),
             frontal_sinus=rng.uniform(0.5, 1.3),
-            mastoid=rng.uniform(0.7, 1.2),
+            mastoid=rng.uniform(0.8, 1.3),
             lesion=((float(spot[0]), float(spot[1]), float(spot[2])), float(radius)) if lesion else None,
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrseg._checks import choice, error, positive_ints
+from mrseg._checks import IGNORE_LABEL, choice, error, positive_ints
 from mrseg.data.geometry import Volume, from_canonical, grid_with_spacing, head_grid, resample, to_canonical
 from mrseg.data.normalization import NORMALIZATIONS
 
@@ -61,8 +61,8 @@ class Preprocessing:
         return NORMALIZATIONS[self.normalization](array.astype(np.float32)), affine
 
     def labels(self, volume: Volume, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-        """Brings a label map onto a working grid by nearest neighbour; uint8, outside its field of view 0."""
-        return _onto(to_canonical(volume), shape, affine, order=0)
+        """Brings a label map onto a working grid by nearest neighbour; uint8, outside its field of view 255 (ignore)."""
+        return _onto(to_canonical(volume), shape, affine, order=0, fill=IGNORE_LABEL)
 
     def to_native(
         self, probabilities: np.ndarray, affine: np.ndarray, native_shape: tuple, native_affine: np.ndarray

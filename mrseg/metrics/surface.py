@@ -7,12 +7,11 @@ else only reads.
 
 | tool | boundary | Hausdorff 95 | mean distance |
 |---|---|---|---|
-| this module | voxels, as above | larger of the two directed 95th percentiles, linear | mean of the two
-directed means | | MONAI 1.x | the same voxels | the same | ``pooled_mean`` (symmetric), or one direction |
-| surface-distance (DeepMind) | surface elements between voxels, weighted by area | larger, weighted
-percentiles | two directed | | SimpleITK Hausdorff | none: all voxels of the mask (``mask_hausdorff``) | not
-offered | average over the voxels | | MRBrainS | per slice, 3x3 square, outside is mask (``hd95_in_plane``)
-| larger of the two | not used |
+| this module | voxels, as above | larger directed percentile, linear | ``assd``, mean of both directed |
+| MONAI 1.5 | the same voxels | the same | ``pooled_mean``, or one direction; 0.x: as here |
+| DeepMind surface-distance | surface elements | larger, weighted by area | both directed, weighted by area |
+| SimpleITK Hausdorff | none: ``mask_hausdorff`` | not offered | average over the voxels |
+| MRBrainS | ``hd95_in_plane`` | larger, linear | not used |
 
 Empty masks follow the policy of ``mrseg.metrics.overlap``: both empty gives NaN, one empty an infinite
 distance (surface Dice 0). Summaries therefore show infinity, or the number of such cases beside a median,
@@ -74,7 +73,7 @@ class SurfaceDistances:
 
     @property
     def pooled_mean(self) -> float:
-        """Mean over both sets of distances in mm, so that the larger surface counts more."""
+        """Mean over both sets of distances in mm, so that the larger surface counts more (MONAI's)."""
         return self._mean(np.concatenate([self.true_to_pred, self.pred_to_true]))
 
     def surface_dice(self, tolerance_mm: float) -> float:
@@ -178,7 +177,8 @@ def surface_dice(
 ) -> float:
     """Returns the share of both boundaries within ``tolerance_mm`` of the other, in [0, 1].
 
-    NaN if both masks are empty, 0 if one is. Boundary voxels count alike (DeepMind's version weighs surface elements by their area). See ``hausdorff``.
+    NaN if both masks are empty, 0 if one is. Boundary voxels count alike (DeepMind's version weighs surface
+    elements by their area). See ``hausdorff``.
 
     Reference:
         Nikolov et al., "Clinically applicable segmentation of head and neck anatomy", J. Med. Internet Res.

@@ -134,8 +134,8 @@ def _replay(
             new_input = tree.map_structure(lambda tensor: tensors[id(tensor)], old_input)
         except (AttributeError, ValueError, KeyError) as reason:
             raise _checks.error(
-                "Each layer of the network must be called once, on outputs of its layers.",
-                f"layer {layer.name!r}",
+                "A hybrid is made from a network whose layers are each called once.",
+                f"{layer.name!r}, an input of which no first call of a layer makes",
             ) from reason
         new_output = new_layer(layer)(new_input)
         for old, new in zip(tree.flatten(old_output), tree.flatten(new_output), strict=True):

@@ -60,9 +60,7 @@ def test_canonical_moves_no_voxel_in_the_world_and_goes_back_exactly(codes, tilt
     native = oriented(codes, (3, 5, 7), (0.9, 3.0, 1.1), tilt_deg)
     array, affine = geometry.to_canonical(native)
     assert orientations.aff2axcodes(affine) == ("R", "A", "S")
-    np.testing.assert_allclose(
-        world_of_each_value(array, affine), world_of_each_value(*native), atol=1e-9
-    )
+    np.testing.assert_allclose(world_of_each_value(array, affine), world_of_each_value(*native), atol=1e-9)
     back = geometry.from_canonical(array, native[0].shape, native[1])
     assert np.array_equal(back, native[0])
 
@@ -250,7 +248,9 @@ def test_integer_arrays_are_never_interpolated(dtype):
 
 def test_a_fill_that_labels_cannot_hold_is_refused():
     with pytest.raises(InputError, match="fill"):
-        geometry.resample((np.zeros((2, 2, 2), np.uint8), np.eye(4)), (2, 2, 2), np.eye(4), order=0, fill=math.nan)
+        geometry.resample(
+            (np.zeros((2, 2, 2), np.uint8), np.eye(4)), (2, 2, 2), np.eye(4), order=0, fill=math.nan
+        )
 
 
 def test_other_orders_and_ranks_are_refused():
@@ -262,8 +262,8 @@ def test_other_orders_and_ranks_are_refused():
 
 def test_antialiasing_dims_what_the_coarse_grid_cannot_show():
     # +1 -1 +1 -1 ... sampled at every second voxel is all +1 without a filter. The matching Gaussian for
-    # f=2 has sigma^2 = 3 / (8 ln 2) = 0.541 and passes exp(-pi^2 sigma^2 / 2) = 0.069 at the frequency pi; its
-    # taps at whole voxels fold -pi onto pi, which doubles that (Poisson's sum).
+    # f=2 has sigma^2 = 3 / (8 ln 2) = 0.541 and passes exp(-pi^2 sigma^2 / 2) = 0.069 at the frequency pi;
+    # its taps at whole voxels fold -pi onto pi, which doubles that (Poisson's sum).
     stripes = np.where(np.arange(64) % 2 == 0, 1.0, -1.0).astype(np.float32).reshape(64, 1, 1)
     to = affine_of((2, 1, 1))
     raw = geometry.resample((stripes, np.eye(4)), (32, 1, 1), to, antialias=False)
@@ -312,16 +312,14 @@ def test_a_new_spacing_covers_the_same_field_of_view(shape, old, new):
         affines.apply_affine(a, (np.array(s) - 1) / 2) for s, a in ((shape, affine), (to_shape, to_affine))
     ]
     np.testing.assert_allclose(*centres, atol=1e-9)
-    everywhere = geometry.resample(
-        (np.ones(shape, np.uint8), affine), to_shape, to_affine, order=0
-    )
+    everywhere = geometry.resample((np.ones(shape, np.uint8), affine), to_shape, to_affine, order=0)
     assert everywhere.all()
 
 
 def test_a_new_spacing_that_divides_the_extent_adds_no_voxel():
     shape, affine = geometry.grid_with_spacing((10, 3, 7), affine_of((0.3, 1.0, 2.0)), (0.1, 1.0, 4.0))
     assert shape == (30, 3, 4)
-    # The first centre: outer edge -0.15 plus half a voxel; 14 mm in 4 voxels of 4 mm stick out 1 mm each side.
+    # The first centre: outer edge -0.15 plus half a voxel; 14 mm in 4 voxels of 4 mm stick out 1 mm a side.
     np.testing.assert_allclose(affine[:3, 3], [-0.1, 0.0, -1.0 - 1.0 + 2.0], atol=1e-12)
 
 
@@ -349,6 +347,16 @@ def test_the_head_mask_is_the_head_with_its_hollows_and_without_specks():
     expected[20:60, 10:70, 10:40] = True
     expected[30:34, 30:34, :10] = True
     assert np.array_equal(geometry.head_mask(image), expected)
+
+
+def test_the_head_in_a_ct_is_found_in_hounsfield_units():
+    ct = np.full((30, 30, 10), -1000, dtype=np.int16)
+    ct[8:22, 8:22] = 1200  # bone around
+    ct[10:20, 10:20] = 40  # brain
+    ct[12:14, 12:14] = -1000  # air in a sinus
+    expected = np.zeros(ct.shape, dtype=bool)
+    expected[8:22, 8:22] = True
+    assert np.array_equal(geometry.head_mask(ct), expected)
 
 
 @pytest.mark.parametrize("broken", [np.zeros((4, 4, 4)), np.full((4, 4, 4), np.nan), np.zeros((0, 4, 4))])
@@ -413,7 +421,7 @@ class TestOnRealScans:
         framed = geometry.resample((mask, canonical[1]), shape, affine, order=0)
         whole_ml = mask.sum() * np.prod(geometry.voxel_sizes(canonical[1])) / 1000
         framed_ml = framed.sum() * np.prod(geometry.voxel_sizes(affine)) / 1000
-        # A head above the jaw has 2 to 4 litres; end slices under 5 % and a sixth of the faded front may be lost.
+        # A head above the jaw has 2 to 4 litres; only end slices under 5 % of the frame may be lost.
         assert 2000 < whole_ml < 4000
         assert framed_ml > 0.95 * whole_ml
 

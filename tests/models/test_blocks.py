@@ -51,7 +51,9 @@ def test_sizes_that_do_not_divide_name_the_multiple_and_the_next_size_that_does(
         blocks.image_input(shape, 3, 4, multiple=8)
 
 
-@pytest.mark.parametrize("shape", [(16, 1), (16, 16, 16, 16, 1), (16, 16, None), (0, 16, 1), (16.0, 16, 1), 16, "16"])
+@pytest.mark.parametrize(
+    "shape", [(16, 1), (16, 16, 16, 16, 1), (16, 16, None), (0, 16, 1), (16.0, 16, 1), 16, "16"]
+)
 def test_input_shapes_that_are_no_image_are_refused_with_an_example(shape):
     with pytest.raises(InputError, match=r"input_shape is .* Received: .*Write for example"):
         blocks.image_input(shape, 3, 4, multiple=8)

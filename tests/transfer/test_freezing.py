@@ -32,7 +32,7 @@ def one_epoch(model):
     sizes = model.input_shape[1:-1]
     x = rng.normal(3, 5, size=(4, *sizes, 1)).astype("float32")
     y = rng.integers(0, model.output_shape[-1], size=(4, *sizes))
-    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", jit_compile=False)
     model.fit(x, y, batch_size=2, epochs=1, verbose=0)
 
 
@@ -95,9 +95,10 @@ def test_a_head_with_a_kernel_larger_than_one_is_the_first_convolution_counted()
     x = keras.layers.Conv2D(2, 3, padding="same", name="encoder1_conv1")(image)
     x = keras.layers.Conv2D(2, 3, padding="same", name="decoder1_conv1")(x)
     model = keras.Model(image, keras.layers.Conv2D(3, 3, padding="same", name="head_logits")(x))
-    for convs, expected in [(0, {"head"}), (1, {"head"}), (2, {"head", "decoder1"}), (3, {"head", "decoder1", "encoder1"})]:  # fmt: skip
+    from_output = ["head", "decoder1", "encoder1"]
+    for convs in range(4):
         train_last(model, convs)
-        assert trained_groups(model) == expected
+        assert trained_groups(model) == set(from_output[: max(convs, 1)])
 
 
 def test_freeze_freezes_the_named_groups_and_trains_the_rest(network):
@@ -132,8 +133,8 @@ def test_frozen_tensors_and_statistics_are_bit_identical_after_training(convs):
             np.testing.assert_array_equal(value, before[path], err_msg=path)
     moved = {path for path, value in values(model).items() if not np.array_equal(value, before[path])}
     assert {"head_logits/kernel", "head_logits/bias"} <= moved
-    if convs == 4:
-        assert "decoder2_conv3_bn/moving_mean" in moved and "decoder2_conv2_bn/moving_mean" in before.keys() - moved
+    assert ("decoder2_conv3_bn/moving_mean" in moved) == (convs == 4)
+    assert "decoder2_conv2_bn/moving_mean" not in moved
 
 
 def test_a_frozen_norm_uses_its_stored_statistics_while_training():
@@ -175,6 +176,15 @@ def test_what_is_frozen_stays_frozen_through_a_saved_file(tmp_path):
 def test_the_report_prints_each_group_before_and_after(network):
     train_all(network)
     lines = str(train_last(network, 0)).split("\n")
-    assert lines[0].split() == ["group", "convs", "parameters", "trainable", "before", "trainable", "after", "state"]
+    assert lines[0].split() == [
+        "group",
+        "convs",
+        "parameters",
+        "trainable",
+        "before",
+        "trainable",
+        "after",
+        "state",
+    ]
     assert lines[1].split()[-2:] == ["0", "frozen"] and lines[-2].split()[-1] == "trains"
     assert lines[-1].split()[-1] == "9"  # 2 * 3 + 3 of the head

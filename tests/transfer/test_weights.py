@@ -1,4 +1,4 @@
-"""Every tensor is accounted for; what does not fit is an error that names it, and then nothing has changed."""
+"""Every tensor is accounted for; what does not fit is an error that names it and changes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from mrseg._checks import InputError
 from mrseg.models.islam2025 import unet
 from mrseg.models.mecheter2023 import se_unet3d
 from mrseg.transfer.weights import load_weights
-
 
 #: of a unet: 14 convolutions of a kernel and a norm of four, three deconvolutions and a head of two each.
 TENSORS = 14 * 5 + 3 * 2 + 2
@@ -95,7 +94,8 @@ def test_many_channels_to_one_sum_the_kernels():
     rgb, grey = unet((16, 16, 3), filters=2), unet((16, 16, 1), filters=2)
     load_weights(grey, rgb, allow=["channels"])
     kernel = rgb.get_layer("encoder1_conv1").get_weights()[0]
-    np.testing.assert_allclose(grey.get_layer("encoder1_conv1").get_weights()[0][:, :, 0], kernel.sum(2), rtol=1e-6)
+    summed = grey.get_layer("encoder1_conv1").get_weights()[0]
+    np.testing.assert_allclose(summed[:, :, 0], kernel.sum(axis=2), rtol=1e-6)
 
 
 def test_two_channels_to_three_have_no_meaning_and_are_refused_even_with_leave():

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrseg._checks import InputError
+from mrseg.data import io, labels
+
+
+def test_hounsfield_units_become_classes_with_thresholds_counted_as_soft():
+    ct = np.array([-1024, -1000, -500.1, -500, 0, 600, 600.1, 3000])
+    assert labels.hu_to_labels(ct).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_padding_and_nan_lie_outside_the_field_of_view():
+    ct = np.array([np.nan, -1024.5, -3024, -np.inf, -1024], dtype=np.float32)
+    assert labels.hu_to_labels(ct).tolist() == [255, 255, 255, 255, 0]
+
+
+def test_integer_ct_is_accepted_and_the_shape_kept():
+    ct = np.array([[-1000], [700]], dtype=np.int16)
+    result = labels.hu_to_labels(ct)
+    assert result.dtype == np.uint8
+    assert result.tolist() == [[0], [2]]
+
+
+def test_other_thresholds_move_the_classes():
+    ct = np.array([-400.0, 0.0, 350.0])
+    assert labels.hu_to_labels(ct, thresholds_hu=(-300, 300)).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "thresholds", [(600, -500), (0, 0), (-500,), (-500, np.nan), (-2000, 600), (0, np.inf)]
+)
+def test_thresholds_that_do_not_rise_are_refused(thresholds):
+    with pytest.raises(InputError, match="thresholds_hu is .lower, upper. in HU"):
+        labels.hu_to_labels(np.zeros(3), thresholds_hu=thresholds)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(-3000, 3000, width=32), min_size=1), st.floats(-1000, 0), st.floats(1, 2000))
+def test_classes_rise_with_density(values, lower, upper):
+    ct = np.sort(np.array(values))
+    result = labels.hu_to_labels(ct, thresholds_hu=(lower, upper))
+    inside = result[result != 255]
+    assert (np.diff(inside.astype(int)) >= 0).all()
+    assert ((result == 255) == (ct < -1024)).all()
+
+
+def test_merging_renumbers_and_keeps_what_is_ignored():
+    colin27 = np.array([[0, 1, 2, 3], [4, 5, 6, 255]])
+    merged = labels.merge_labels(colin27, {0: 0, 6: 0, 2: 2, 1: 1, 3: 1, 4: 1, 5: 1})
+    assert merged.dtype == np.uint8
+    assert merged.tolist() == [[0, 1, 2, 1], [1, 1, 0, 255]]
+
+
+def test_the_ignored_can_be_mapped_on_request():
+    assert labels.merge_labels(np.array([255, 1]), {255: 0, 1: 1}).tolist() == [0, 1]
+
+
+def test_merging_to_ignore_takes_voxels_out_of_judgement():
+    assert labels.merge_labels(np.array([0, 9]), {0: 0, 9: 255}).tolist() == [0, 255]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(6)), st.lists(st.integers(0, 5), min_size=1))
+def test_a_permutation_of_labels_can_be_undone(order, values):
+    there = dict(enumerate(order))
+    back = {new: old for old, new in there.items()}
+    array = np.array(values)
+    assert labels.merge_labels(labels.merge_labels(array, there), back).tolist() == values
+
+
+def test_a_label_without_a_new_number_is_named():
+    with pytest.raises(InputError, match=r"no entry for \[4, 7\]"):
+        labels.merge_labels(np.array([0, 4, 7]), {0: 0})
+
+
+@pytest.mark.parametrize("mapping", [{0: 256}, {0: -1}, {300: 0, 0: 0}])
+def test_a_mapping_beyond_uint8_is_refused(mapping):
+    with pytest.raises(InputError, match="0 to 255"):
+        labels.merge_labels(np.array([0]), mapping)
+
+
+@pytest.mark.parametrize("array", [np.array([0.0]), np.array([-1]), np.array([256])])
+def test_what_is_no_label_map_is_refused(array):
+    with pytest.raises(InputError, match="Received"):
+        labels.merge_labels(array, {0: 0})
+    with pytest.raises(InputError, match="Received"):
+        labels.class_fractions(array, 3)
+
+
+def test_fractions_leave_out_the_ignored():
+    fractions = labels.class_fractions(np.array([0, 0, 1, 2, 255, 255]), 4)
+    np.testing.assert_allclose(fractions, [0.5, 0.25, 0.25, 0.0])
+
+
+def test_fractions_are_nan_when_nothing_may_be_judged():
+    assert np.isnan(labels.class_fractions(np.full((2, 2), 255), 3)).all()
+    assert np.isnan(labels.class_fractions(np.zeros((0,), int), 3)).all()
+
+
+def test_a_class_beyond_the_table_has_no_fraction():
+    with pytest.raises(InputError, match=r"num_classes=3.*\[3\]"):
+        labels.class_fractions(np.array([0, 3]), 3)
+
+
+def test_every_class_has_a_colour_and_neighbours_differ():
+    for table in (labels.ATTENUATION_CLASSES, labels.TISSUE_CLASSES):
+        colours = [labels.CLASS_COLOURS[name] for name in table]
+        assert len(set(colours)) == len(table)
+        assert all(len(colour) == 7 and int(colour[1:], 16) >= 0 for colour in colours)
+
+
+def test_provenance_of_labels_names_ct_thresholds_and_registration(tmp_path):
+    made = labels.label_provenance("ct.nii.gz", registration_quality={"mutual_information": 0.5})
+    assert made == {
+        "ct": "ct.nii.gz",
+        "thresholds_hu": [-500.0, 600.0],
+        "registration_quality": {"mutual_information": 0.5},
+    }
+    assert labels.label_provenance("ct.nii.gz")["registration_quality"] is None
+    io.write_labels(tmp_path / "a.nii", np.zeros((1, 1, 1), int), np.eye(4), labels.ATTENUATION_CLASSES, made)
+    assert io.read_sidecar(tmp_path / "a.nii")["provenance"] == made
+
+
+@pytest.mark.data
+@pytest.mark.skipif("MRSEG_DATA" not in os.environ, reason="MRSEG_DATA is not set")
+@pytest.mark.parametrize(("name", "air", "bone"), [("colin27", (0, 6), (2,)), ("brainweb", (0,), (7,))])
+def test_head_models_become_attenuation_maps_with_plausible_shares(name, air, bone):
+    table, _ = io.read_labels(os.path.join(os.environ["MRSEG_DATA"], name, "labels.nii.gz"))
+    mapping = {int(old): 0 if old in air else 2 if old in bone else 1 for old in np.unique(table)}
+    shares = labels.class_fractions(labels.merge_labels(table, mapping), 3)
+    # A head fills about half of its bounding box; bone is a tenth to a quarter of a head.
+    assert 0.3 < shares[0] < 0.7
+    assert 0.05 < shares[2] / (shares[1] + shares[2]) < 0.3

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrseg._checks import InputError
+from mrseg.data.augmentation import Augmentation
+from mrseg.data.cases import Case
+from mrseg.data.io import write_labels, write_volume
+from mrseg.data.patches import Sampling
+from mrseg.data.pipeline import build_dataset, load_example
+from mrseg.data.preprocessing import Preprocessing
+
+NATIVE = Preprocessing(normalization="min_max")
+
+
+def examples(count=2, shape=(8, 6, 4)):
+    """Images whose voxels tell their own position, so that a patch tells where it was cut."""
+    voxels = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    return [(voxels + 1000 * n, ((voxels + n) % 3).astype(np.uint8)) for n in range(count)]
+
+
+def epoch(dataset):
+    batches = list(dataset.as_numpy_iterator())
+    return np.concatenate([b[0] for b in batches]), np.concatenate([b[1] for b in batches])
+
+
+def test_patches_are_cut_from_image_and_labels_at_the_same_place():
+    images, labels = epoch(build_dataset(examples(), Sampling((4, 6, 4)), batch_size=3, shuffle=False))
+    assert images.shape == (6, 4, 6, 4, 1) and labels.shape == (6, 4, 6, 4)
+    subject = (images[..., 0] // 1000).astype(int)
+    np.testing.assert_array_equal(labels, (images[..., 0] - 1000 * subject + subject) % 3)
+    np.testing.assert_array_equal(images[:3, 0, 0, 0, 0], [0, 48, 96])  # x = 0, 2, 4 of 6*4 voxels each
+
+
+def test_slices_lose_their_slice_axis():
+    images, labels = epoch(build_dataset(examples(1), Sampling((8, 1, 4), 0.0), batch_size=2, shuffle=False))
+    assert images.shape == (6, 8, 4, 1) and labels.shape == (6, 8, 4)
+    np.testing.assert_array_equal(images[2, ..., 0], examples(1)[0][0][:, 2, :])
+
+
+def test_an_epoch_without_shuffling_holds_every_patch_once_even_in_a_smaller_last_batch():
+    dataset = build_dataset(examples(), Sampling((4, 6, 4)), batch_size=4, shuffle=False)
+    assert [len(b[0]) for b in dataset.as_numpy_iterator()] == [4, 2]
+    assert int(dataset.cardinality()) == 2
+
+
+def test_the_same_seed_repeats_and_every_epoch_differs():
+    def twice(seed):
+        dataset = build_dataset(examples(), Sampling((2, 2, 2), 0.5, 16), batch_size=8, seed=seed)
+        return epoch(dataset)[0], epoch(dataset)[0]
+
+    first, second = twice(1)
+    np.testing.assert_array_equal(first, twice(1)[0])
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, twice(2)[0])
+
+
+def test_a_resumed_run_sees_the_batches_of_an_unbroken_one():
+    options = {"batch_size": 4, "augmentation": Augmentation(flip_axes=(0, 1), intensity_scale=0.1), "seed": 3}
+    unbroken = build_dataset(examples(), Sampling((4, 4, 4), 0.5, 8), **options)
+    epochs = [epoch(unbroken) for _ in range(3)]
+    resumed = build_dataset(examples(), Sampling((4, 4, 4), 0.5, 8), first_epoch=2, **options)
+    for one, other in zip(epochs[2], epoch(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_training_batches_have_one_shape_and_its_cardinality_is_known():
+    dataset = build_dataset(examples(), Sampling((4, 6, 4)), batch_size=4)
+    assert [len(b[0]) for b in dataset.as_numpy_iterator()] == [4]
+    assert int(dataset.cardinality()) == 1
+    assert dataset.element_spec[0].shape == (4, 4, 6, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (([], Sampling((4, 4, 4))), "at least one example"),
+        ((examples(), Sampling((9, 6, 4))), "must fit"),
+        ((examples(1), Sampling((8, 6, 4))), "at least one batch"),
+    ],
+)
+def test_what_cannot_make_a_batch_is_refused(arguments, word):
+    with pytest.raises(InputError, match=word):
+        build_dataset(*arguments)
+
+
+def on_disk(folder: Path, image_affine, labels_affine, top=2) -> Case:
+    image = np.random.default_rng(0).random((6, 6, 6)).astype(np.float32)
+    write_volume(folder / "i.nii.gz", image, image_affine)
+    write_labels(folder / "l.nii.gz", np.full((6, 6, 6), top, np.uint8), labels_affine, ["a"] * 9, {})
+    return Case("s1", {"T1w": folder / "i.nii.gz"}, None, {"T1w": folder / "l.nii.gz"}, "train")
+
+
+def test_image_and_labels_on_two_grids_are_refused_with_the_distance_in_mm(tmp_path):
+    moved = np.eye(4)
+    moved[0, 3] = 5.0
+    case = on_disk(tmp_path, np.eye(4), moved)
+    with pytest.raises(InputError, match=r"i\.nii\.gz.*l\.nii\.gz.*5 mm"):
+        load_example(case, "T1w", NATIVE, 3)
+
+
+def test_labels_outside_the_table_are_refused_with_the_file(tmp_path):
+    case = on_disk(tmp_path, np.eye(4), np.eye(4), top=7)
+    with pytest.raises(InputError, match=r"l\.nii\.gz.*7"):
+        load_example(case, "T1w", NATIVE, 3)
+
+
+def test_a_sequence_that_a_subject_lacks_is_named(tmp_path):
+    case = on_disk(tmp_path, np.eye(4), np.eye(4))
+    with pytest.raises(InputError, match=r"s1 needs a T2w image.*T1w"):
+        load_example(case, "T2w", NATIVE, 3)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mrseg._checks import InputError
+from mrseg.data.geometry import to_canonical, voxel_sizes
+from mrseg.data.preprocessing import Preprocessing
+
+LPS = np.array([[-1.0, 0, 0, 20], [0, -1.5, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
+
+
+def scan(shape=(20, 18, 12), seed=0):
+    rng = np.random.default_rng(seed)
+    image = np.zeros(shape, np.float32)
+    image[4:-4, 3:-3, 2:-2] = 50 + 10 * rng.random((shape[0] - 8, shape[1] - 6, shape[2] - 4))
+    return image, LPS
+
+
+def test_native_grid_keeps_the_voxels_and_turns_them_to_ras():
+    image, affine = Preprocessing(normalization="min_max").image(scan())
+    np.testing.assert_allclose(image, to_canonical(scan())[0] / to_canonical(scan())[0].max(), atol=1e-6)
+    np.testing.assert_allclose(np.diag(affine)[:3], [1.0, 1.5, 2.0])
+
+
+@pytest.mark.parametrize("grid", ["native", "foreground"])
+def test_one_hot_probabilities_of_labels_come_back_as_the_same_labels(grid):
+    volume = scan()
+    labels = (volume[0] > 0).astype(np.uint8) + (volume[0] > 55)
+    steps = Preprocessing(grid=grid, normalization="min_max")
+    image, affine = steps.image(volume)
+    there = steps.labels((labels, LPS), image.shape, affine)
+    back = steps.to_native(np.eye(3, dtype=np.float32)[there], affine, labels.shape, LPS)
+    np.testing.assert_array_equal(back.argmax(-1), labels)
+
+
+def test_foreground_is_the_box_of_voxels_above_zero():
+    image, affine = Preprocessing(grid="foreground", normalization="min_max").image(scan())
+    assert image.shape == (12, 12, 8)
+    assert np.linalg.inv(affine).shape == (4, 4)
+    canonical, canonical_affine = to_canonical(scan())
+    first = np.argwhere(canonical > 0).min(0)
+    np.testing.assert_allclose(affine[:3, 3], (canonical_affine @ [*first, 1])[:3])
+
+
+def test_spacing_resamples_and_comes_back_to_the_scans_own_grid():
+    steps = Preprocessing(grid="spacing", spacing_mm=(2.0, 2.0, 2.0), normalization="min_max")
+    image, affine = steps.image(scan())
+    np.testing.assert_allclose(voxel_sizes(affine), (2.0, 2.0, 2.0))
+    inside = np.stack([image < 0.5, image >= 0.5], -1).astype(np.float32)
+    back = steps.to_native(inside, affine, (20, 18, 12), LPS)
+    assert back.shape == (20, 18, 12, 2)
+    agreement = (back.argmax(-1) == (scan()[0] > 0)).mean()
+    assert agreement > 0.9  # a box with faces off the coarser grid: only a shell of half a voxel may differ
+
+
+def test_head_grid_has_the_papers_shape_whatever_the_scan():
+    steps = Preprocessing(grid="head", shape=(32, 32, 8), normalization="lcn")
+    assert steps.image(scan())[0].shape == (32, 32, 8)
+
+
+def test_voxels_outside_the_working_grid_are_class_zero():
+    steps = Preprocessing(grid="foreground", normalization="min_max")
+    image, affine = steps.image(scan())
+    ones = np.zeros((*image.shape, 2), np.float32)
+    ones[..., 1] = 1
+    back = steps.to_native(ones, affine, (20, 18, 12), LPS).argmax(-1)
+    np.testing.assert_array_equal(back, scan()[0] > 0)
+
+
+def test_labels_without_a_value_are_ignored_not_air():
+    labels = np.ones((4, 4, 4), np.uint8)
+    wider = np.eye(4)
+    wider[0, 3] = -2
+    moved = Preprocessing().labels((labels, np.eye(4)), (8, 4, 4), wider)
+    assert moved[:2].min() == 255 and (moved[2:6] == 1).all() and moved[6:].min() == 255
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ({"grid": "nativ"}, "Did you mean 'native'"),
+        ({"grid": "spacing"}, "needs spacing_mm"),
+        ({"grid": "head"}, "needs shape"),
+        ({"grid": "spacing", "spacing_mm": (1.0, 1.0, 0.0)}, "positive"),
+        ({"normalization": "zscore"}, "normalization"),
+    ],
+)
+def test_impossible_settings_are_refused(bad, word):
+    with pytest.raises(InputError, match=word):
+        Preprocessing(**bad)
+
+
+def test_an_image_without_foreground_is_refused():
+    with pytest.raises(InputError, match="voxels above 0"):
+        Preprocessing(grid="foreground").image((-np.ones((4, 4, 4), np.float32), np.eye(4)))

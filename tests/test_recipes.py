@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import keras
+import pytest
+import yaml
+
+from mrseg._checks import InputError
+from mrseg.models.builders import BUILDERS
+from mrseg.recipes import build_network, list_recipes, load_recipe
+from mrseg.recipes.runner import train_recipe
+
+SMALL = ["network.arguments.filters=2"]
+PAPERS = {"mecheter2023", "islam2025", "phantom"}
+
+
+def page(tmp_path, **changes):
+    text = load_recipe("phantom_t1").as_dict()
+    text.update(changes)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(text))
+    return path
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_page_loads_names_itself_and_says_how_to_run_it(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.paper in PAPERS
+    assert recipe.paper == "phantom" or name in recipe.command
+    assert (recipe.transfer is None) == ("mrseg train" in recipe.command or name == "phantom_t1")
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_page_survives_writing_and_reading(name, tmp_path):
+    recipe = load_recipe(name)
+    path = tmp_path / "copy.yaml"
+    path.write_text(yaml.safe_dump(recipe.as_dict()))
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize("name", [n for n in list_recipes() if load_recipe(n).paper != "phantom"])
+def test_expected_figures_are_consistent_with_each_other(name):
+    """Jaccard = dice / (2 - dice), in every row that prints both; averages of folds may break it by 0.005."""
+    expected = load_recipe(name).expected
+    for tissue, row in expected.items():
+        if tissue != "corrected" and "jaccard" in row:
+            assert row["jaccard"] == pytest.approx(row["dice"] / (2 - row["dice"]), abs=0.01)
+        if tissue != "corrected" and "precision" in row:
+            harmonic = 2 * row["precision"] * row["recall"] / (row["precision"] + row["recall"])
+            assert row["dice"] == pytest.approx(harmonic, abs=0.02)
+
+
+@pytest.mark.parametrize("mechanism", ["none", "open", "conservative6", "hybrid_multiply", "hybrid_concat"])
+def test_a_transfer_page_builds_its_network_from_the_t1_network(mechanism):
+    t1, nothing = build_network(load_recipe("mecheter2023_t1", SMALL))
+    assert nothing == ""
+    recipe = load_recipe(f"mecheter2023_{mechanism}", SMALL)
+    model, account = build_network(recipe, t1)
+    assert model.output_shape == t1.output_shape
+    assert "loaded" in account
+    if mechanism == "conservative6":
+        trained = {w.path.split("/")[0] for w in model.trainable_weights}
+        assert "decoder2_conv1" in trained and "decoder3_conv1" not in trained
+    if mechanism.startswith("hybrid"):
+        assert not any(w.path.startswith("adapted_") for w in model.trainable_weights)
+
+
+def test_a_transfer_without_source_and_a_source_without_transfer_are_refused():
+    with pytest.raises(InputError, match="needs a trained network"):
+        build_network(load_recipe("mecheter2023_open", SMALL))
+    t1, _ = build_network(load_recipe("mecheter2023_t1", SMALL))
+    with pytest.raises(InputError, match="trains from scratch"):
+        build_network(load_recipe("mecheter2023_t1", SMALL), t1)
+
+
+def test_weights_of_another_width_are_refused_by_name():
+    t1, _ = build_network(load_recipe("mecheter2023_t1", SMALL))
+    with pytest.raises(InputError, match="encoder1_conv1"):
+        build_network(load_recipe("mecheter2023_open", ["network.arguments.filters=3"]), t1)
+
+
+def test_overrides_reach_nested_keys_and_keep_the_rest():
+    recipe = load_recipe("islam2025_unet", ["training.epochs=12", "network.arguments.filters=8"])
+    assert recipe.training.epochs == 12
+    assert recipe.network.arguments == {"filters": 8, "head": "sigmoid"}
+
+
+def test_a_page_takes_from_its_base_what_it_does_not_say():
+    assert load_recipe("mecheter2023_hybrid_concat").training.batch_size == 1
+    assert load_recipe("mecheter2023_hybrid_concat").training.learning_rate == 1e-4
+    assert load_recipe("islam2025_unet_short").training.plateau is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainning": {}}, ["trainning", "Did you mean 'training'"]),
+        ({"training": {"learning_rate": "1e-3"}}, ["training.learning_rate is a number", "1.0e-3"]),
+        ({"training": {"epochs": 2.5}}, ["training.epochs is a whole number"]),
+        ({"training": {"epochs": True}}, ["training.epochs is a whole number"]),
+        ({"training": [1]}, ["training is a group of keys"]),
+        ({"sampling": {"patch_shape": [8, 8]}}, ["sampling.patch_shape is a list of 3"]),
+        ({"sampling": {"patch_shape": [8, 8, "8"]}}, ["sampling.patch_shape[2] is a whole number"]),
+        ({"sampling": {}}, ["needs the key patch_shape"]),
+        ({"class_names": "air"}, ["class_names is a list"]),
+        ({"network": {"builder": "se_unet"}}, ["network.builder", "se_unet3d"]),
+        ({"transfer": {"mechanism": "closed"}}, ["transfer.mechanism"]),
+        ({"network": {"builder": "unet", "arguments": 3}}, ["network.arguments is a group of keys"]),
+    ],
+)
+def test_a_wrong_page_is_one_clear_error(tmp_path, changes, words):
+    with pytest.raises(InputError) as caught:
+        load_recipe(page(tmp_path, **changes))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_yaml_reads_1e_3_as_text_and_the_error_says_so(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: phantom_t1\ntraining: {learning_rate: 1e-3}\n")
+    with pytest.raises(InputError, match="write 1.0e-3"):
+        load_recipe(path)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="Did you mean 'islam2025_unet'"):
+        load_recipe("islam2025_unett")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "a: b: c"])
+def test_a_file_that_is_no_page_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_recipe(tmp_path / "x.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["training.epochs", "training.epochs.more=3", "training.epoch=3"])
+def test_a_wrong_override_is_refused(override):
+    with pytest.raises(InputError):
+        load_recipe("phantom_t1", [override])
+
+
+def test_a_folder_holds_the_run_of_one_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: other\n")
+    with pytest.raises(InputError, match="run of one recipe"):
+        train_recipe(load_recipe("phantom_t1"), [], tmp_path, progress=False)
+
+
+def test_the_builders_table_is_what_recipes_may_name():
+    assert {load_recipe(name).network.builder for name in list_recipes()} <= set(BUILDERS)
+    assert keras.backend.backend() in ("tensorflow", "jax")

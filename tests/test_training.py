@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from mrseg._checks import InputError
+from mrseg.data.patches import Sampling
+from mrseg.data.pipeline import build_dataset
+from mrseg.models.mecheter2023 import se_unet3d
+from mrseg.training import EarlyStopping, Loss, Plateau, Training, epochs_done, fit, precision
+from mrseg.transfer.freezing import freeze
+from mrseg.transfer.grouping import groups
+
+CLASSES = ("air", "soft", "bone")
+SAMPLING = Sampling((8, 8, 8), 0.5, 4)
+
+
+def examples():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (16, 8, 8)).astype(np.uint8)
+    return [(labels + 0.1 * rng.standard_normal(labels.shape).astype(np.float32), labels)]
+
+
+def model(seed=0, filters=2):
+    """The smallest network whose names follow the scheme, with a BatchNormalization whose statistics move."""
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((8, 8, 8, 1))
+    x = keras.layers.Conv3D(filters, 3, padding="same", name="encoder1_conv1")(image)
+    x = keras.layers.BatchNormalization(name="encoder1_conv1_bn")(x)
+    x = keras.layers.Conv3D(3, 1, activation="softmax", name="head_logits", dtype="float32")(x)
+    return keras.Model(image, x)
+
+
+def run(folder, settings, network=None, validation=False):
+    network = network or model()
+    train = build_dataset(examples(), SAMPLING, batch_size=2, seed=1, first_epoch=epochs_done(folder))
+    checks = build_dataset(examples(), SAMPLING, batch_size=2, shuffle=False) if validation else None
+    history = fit(network, train, checks, settings, loss=Loss(), class_names=CLASSES, folder=folder, progress=False)
+    return network, history
+
+
+def weights(network):
+    return [keras.ops.convert_to_numpy(v) for v in network.weights]
+
+
+class Killed(RuntimeError):
+    pass
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_very_weights_of_an_unbroken_one(tmp_path, monkeypatch):
+    settings = Training(epochs=3, batch_size=2, learning_rate=1e-2, plateau=Plateau("loss", 0.5, 1))
+    unbroken, history = run(tmp_path / "unbroken", settings)
+
+    from mrseg import training
+
+    save = training._Checkpoint._save
+
+    def dies_in_the_second_epoch(self, finished):
+        if len(self.history) == 2:
+            raise Killed
+        save(self, finished)
+
+    monkeypatch.setattr(training._Checkpoint, "_save", dies_in_the_second_epoch)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", settings)
+    monkeypatch.undo()
+    assert epochs_done(tmp_path / "killed") == 1
+    resumed, resumed_history = run(tmp_path / "killed", settings, model(seed=9))
+    assert resumed_history == history
+    for one, other in zip(weights(unbroken), weights(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_finished_run_trains_no_further(tmp_path):
+    settings = Training(epochs=1, batch_size=2)
+    first, history = run(tmp_path, settings)
+    again, same = run(tmp_path, settings, model(seed=9))
+    assert same == history
+    for one, other in zip(weights(first), weights(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_log_has_a_row_an_epoch_and_no_temporary_file_stays(tmp_path):
+    _, history = run(tmp_path, Training(epochs=2, batch_size=2), validation=True)
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"loss", "dice_bone", "val_loss", "learning_rate"} <= set(rows[0])
+    assert float(rows[1]["val_loss"]) == history[1]["val_loss"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "log.csv"]
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["finished"]
+
+
+def test_the_plateau_multiplies_the_rate_and_early_stopping_ends_the_run(tmp_path):
+    network = model()
+    freeze(network, groups(network).names[:-1])  # the head alone, at a rate too small to improve anything
+    settings = Training(
+        epochs=9,
+        batch_size=2,
+        learning_rate=1e-30,
+        plateau=Plateau("accuracy", 0.75, 1),
+        early_stopping=EarlyStopping("val_accuracy", 3),
+    )
+    _, history = run(tmp_path, settings, network, validation=True)
+    assert len(history) == 4  # the first is the best, then three without improvement
+    assert history[-1]["learning_rate"] < 1e-30
+
+
+def test_the_best_epochs_weights_are_kept_when_asked_for(tmp_path):
+    settings = Training(epochs=3, batch_size=2, learning_rate=0.5, keep="val_loss")
+    network, history = run(tmp_path, settings, validation=True)
+    checks = build_dataset(examples(), SAMPLING, batch_size=2, shuffle=False)
+    loss = network.evaluate(checks, verbose=0, return_dict=True)["loss"]
+    assert loss == pytest.approx(min(row["val_loss"] for row in history), rel=1e-4)
+
+
+def test_twenty_steps_in_bfloat16_end_within_two_percent_of_float32(tmp_path):
+    before = keras.config.dtype_policy()
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (32, 8, 8)).astype(np.uint8)
+    batches = build_dataset([(labels.astype(np.float32), labels)] * 4, Sampling((32, 8, 8)), batch_size=2)
+    last = {}
+    for name in ("float32", "mixed_bfloat16"):
+        keras.utils.set_random_seed(0)
+        with precision(name):
+            network = se_unet3d((32, 8, 8, 1), 3, filters=2)
+        settings = Training(epochs=10, batch_size=2, learning_rate=1e-3, precision=name)
+        options = {"loss": Loss(), "class_names": CLASSES, "folder": tmp_path / name, "progress": False}
+        last[name] = fit(network, batches, None, settings, **options)[-1]["loss"]
+    assert last["mixed_bfloat16"] == pytest.approx(last["float32"], rel=0.02)
+    assert keras.config.dtype_policy() == before
+
+
+def test_the_global_policy_comes_back_even_after_an_error():
+    before = keras.config.dtype_policy()
+    with pytest.raises(Killed), precision("mixed_bfloat16"):
+        raise Killed
+    assert keras.config.dtype_policy() == before
+
+
+def test_mixed_float16_scales_the_loss():
+    with precision("mixed_float16"):
+        image = keras.Input((8, 8, 1))
+        network = keras.Model(image, keras.layers.Conv2D(3, 1, activation="softmax", dtype="float32")(image))
+    network.compile("adam", "sparse_categorical_crossentropy")
+    assert isinstance(network.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def test_nothing_to_train_is_an_error(tmp_path):
+    network = model()
+    network.trainable = False
+    with pytest.raises(InputError, match="something to train"):
+        run(tmp_path, Training(epochs=1, batch_size=2), network)
+
+
+def test_validation_figures_need_validation_cases(tmp_path):
+    with pytest.raises(InputError, match="val_loss is measured on validation cases"):
+        run(tmp_path, Training(epochs=1, batch_size=2, keep="val_loss"))
+
+
+def test_a_monitor_that_no_log_has_is_named_with_those_it_has(tmp_path):
+    with pytest.raises(InputError, match="dice_bone.*brain"):
+        run(tmp_path, Training(epochs=1, batch_size=2, keep="dice_brain"))
+
+
+def test_another_network_cannot_continue_a_run(tmp_path):
+    run(tmp_path, Training(epochs=1, batch_size=2))
+    with pytest.raises(InputError, match="the network it was begun with"):
+        run(tmp_path, Training(epochs=2, batch_size=2), model(filters=3))
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ({"optimizer": "adamw"}, "adam, sgd"),
+        ({"precision": "float16"}, "mixed_float16"),
+        ({"learning_rate": 0.0}, "positive"),
+        ({"epochs": 0}, "positive whole"),
+        ({"schedule": "cosine", "plateau": Plateau()}, "cosine schedule runs to its last epoch"),
+    ],
+)
+def test_impossible_settings_are_refused(bad, word):
+    with pytest.raises(InputError, match=word):
+        Training(**bad)
+
+
+def test_class_weights_belong_to_a_cross_entropy():
+    with pytest.raises(InputError, match="cross-entropy"):
+        Loss("dice", (1.0, 2.0)).build()
+    assert Loss("categorical_cross_entropy", (1.0, 2.0)).build() is not None
