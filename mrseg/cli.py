@@ -18,15 +18,16 @@ Segment MR scans of the head, and carry a network from one MR sequence to anothe
   mrseg demo                                         the whole way on built-in synthetic heads, in minutes
   mrseg prepare cohort.tsv --output prepared         CT -> labels (air, soft tissue, bone) on every MR scan
   mrseg train mecheter2023_t1 --data prepared/cohort.tsv --output runs/t1
-  mrseg transfer mecheter2023_hybrid_multiply --from runs/t1/segmenter --data prepared/cohort.tsv --output runs/t2
-  mrseg predict --segmenter runs/t2/segmenter --input t2.nii.gz --output t2_dseg.nii.gz
+  mrseg transfer mecheter2023_hybrid_multiply --from runs/t1/segmenter --data prepared/cohort.tsv --output
+  runs/t2 mrseg predict --segmenter runs/t2/segmenter --input t2.nii.gz --output t2_dseg.nii.gz
   mrseg evaluate --segmenter runs/t2/segmenter --data prepared/cohort.tsv --output runs/t2/test
   mrseg recipes                                      what can be trained
 """
 
 MANIFEST = """\
-A manifest is a table with tabs between the columns: subject, one column per MR sequence (T1w, T2w, ...), and where
-they exist ct, labels (or labels_T1w, labels_T2w), split (train, val or test). Paths are relative to the table:
+A manifest is a table with tabs between the columns: subject, one column per MR sequence (T1w, T2w, ...), and
+where they exist ct, labels (or labels_T1w, labels_T2w), split (train, val or test). Paths are relative to the
+table:
 
   subject  T1w             T2w             ct              split
   s01      s01/t1.nii.gz   s01/t2.nii.gz   s01/ct.nii.gz   train
@@ -58,14 +59,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mrseg {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str, more: str = ""):
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, more: str = ""
+    ) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.\n\n{more}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        added.add_argument("--verbose", action="store_true", help="say more, and show where an error came from")
+        added.add_argument(
+            "--verbose", action="store_true", help="say more, and show where an error came from"
+        )
         added.set_defaults(run=run)
         return added
 
@@ -75,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
 
     prepare = command("prepare", _prepare, "make labels from CT for every MR scan of a manifest", MANIFEST)
     prepare.add_argument("manifest", type=Path, help="TSV table of subjects")
-    prepare.add_argument("--output", type=Path, required=True, help="folder for labels, pictures and cohort.tsv")
+    prepare.add_argument(
+        "--output", type=Path, required=True, help="folder for labels, pictures and cohort.tsv"
+    )
     prepare.add_argument(
         "--thresholds-hu", type=float, nargs=2, default=(-500.0, 600.0), metavar=("AIR", "BONE"),
         help="air is below the first, bone above the second (default: -500 600, as mecheter2023)",
@@ -85,29 +92,48 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "train a recipe's network from scratch", TRAIN)
     transfer = command("transfer", _train, "carry a trained network to another sequence", TRANSFER)
-    transfer.add_argument("--from", dest="source", type=Path, required=True, help="folder of the trained segmenter")
+    transfer.add_argument(
+        "--from", dest="source", type=Path, required=True, help="folder of the trained segmenter"
+    )
     for parser_ in (train, transfer):
         parser_.add_argument("recipe", help="name (see `mrseg recipes`) or YAML file")
-        parser_.add_argument("--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set")
-        parser_.add_argument("--output", type=Path, required=True, help="folder; an unfinished run there goes on")
+        parser_.add_argument(
+            "--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set"
+        )
+        parser_.add_argument(
+            "--output", type=Path, required=True, help="folder; an unfinished run there goes on"
+        )
         parser_.add_argument(
             "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
             help="change a key of the recipe: --set training.epochs=12 --set network.arguments.filters=16",
         )  # fmt: skip
-        parser_.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"),
-                             help="short for --set training.precision=...")  # fmt: skip
-        parser_.add_argument("--log", dest="loggers", action="append", default=[], choices=("tensorboard", "wandb"),
-                             help="log there too (pip install 'mrseg[tensorboard]' or 'mrseg[wandb]')")  # fmt: skip
+        parser_.add_argument(
+            "--precision",
+            choices=("float32", "mixed_bfloat16", "mixed_float16"),
+            help="short for --set training.precision=...",
+        )
+        parser_.add_argument(
+            "--log",
+            dest="loggers",
+            action="append",
+            default=[],
+            choices=("tensorboard", "wandb"),
+            help="log there too (pip install 'mrseg[tensorboard]' or 'mrseg[wandb]')",
+        )
 
     predict = command("predict", _predict, "segment a scan on its own grid")
     predict.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
     predict.add_argument("--input", type=Path, required=True, help="scan, .nii or .nii.gz")
     predict.add_argument("--output", type=Path, required=True, help="label map to write, .nii or .nii.gz")
-    predict.add_argument("--picture", type=Path, help="overlay to write (default: beside the label map, .png)")
+    predict.add_argument(
+        "--picture", type=Path, help="overlay to write (default: beside the label map, .png)"
+    )
 
     evaluate = command("evaluate", _evaluate, "score a segmenter on the test cases of a manifest", EVALUATE)
     evaluate.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
-    evaluate.add_argument("--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set")
+    evaluate.add_argument(
+        "--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set"
+    )
     evaluate.add_argument("--output", type=Path, required=True, help="folder for scores.csv and report.html")
     evaluate.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
     evaluate.add_argument("--sequence", help="default: the segmenter's own")
@@ -119,14 +145,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 DEMO = """\
-Makes synthetic heads (T1-w or T2-w with an unregistered CT each), registers the CT, makes labels, trains on T1-w, carries the
-network to T2-w by every mechanism of mecheter2023, scores them on heads not seen before, and writes report.html,
-a label map and the best segmenter. Figures from synthetic heads say that the software works, not how well it
-does on patients. Interrupted, it goes on where it stopped.
+Makes synthetic heads (T1-w or T2-w with an unregistered CT each), registers the CT, makes labels, trains on
+T1-w, carries the network to T2-w by every mechanism of mecheter2023, scores them on heads not seen before,
+and writes report.html, a label map and the best segmenter. Figures from synthetic heads say that the software
+works, not how well it does on patients. Interrupted, it goes on where it stopped.
 """
 
 TRAIN = """\
-Trains on the cases of the split train; val decides what the recipe lets it decide; test cases are scored once, at the end.
+Trains on the cases of the split train; val decides what the recipe lets it decide; test cases are scored
+once, at the end.
 
   mrseg train islam2025_unet --data $MRSEG_DATA/ibsr18 --output runs/unet
   mrseg train mecheter2023_t1 --data prepared/cohort.tsv --output runs/t1 --set training.epochs=50
@@ -137,11 +164,14 @@ mechanisms (mecheter2023, section 3.3):
   mecheter2023_none               the T1-w network as it is
   mecheter2023_open               all layers go on training, from T1-w weights
   mecheter2023_conservativeK      only the head and the last K convolutions train (0, 3, 6, 9, 12, 15, 18)
-  mecheter2023_hybrid_FUSION      frozen T1-w encoder and a new one side by side (multiply, average, maximum, concat)
+  mecheter2023_hybrid_FUSION      frozen T1-w encoder and a new one side by side (multiply, average, maximum,
+  concat)
 
-The network must be the one that the segmenter was trained with: pass the same --set network... as for `mrseg train`.
+The network must be the one that the segmenter was trained with: pass the same --set network... as for `mrseg
+train`.
 
-  mrseg transfer mecheter2023_conservative6 --from runs/t1/segmenter --data prepared/cohort.tsv --output runs/t2
+  mrseg transfer mecheter2023_conservative6 --from runs/t1/segmenter --data prepared/cohort.tsv --output
+  runs/t2
 """
 
 EVALUATE = """\
@@ -197,11 +227,11 @@ def _predict(options: argparse.Namespace) -> None:
     import numpy as np
 
     from mrseg.data.geometry import to_canonical, voxel_sizes
-    from mrseg.data.io import check_output, read_volume, write_labels
+    from mrseg.data.io import nifti_path, read_volume, write_labels
     from mrseg.pictures import overlay, save_png
     from mrseg.segmenter import Segmenter
 
-    check_output(options.output)
+    nifti_path(options.output)
     scan = read_volume(options.input)
     segmenter = Segmenter.load(options.segmenter)
     labels = np.asarray(segmenter(scan, progress=True).dataobj)
@@ -249,9 +279,19 @@ def _recipes(options: argparse.Namespace) -> None:
         return
     loaded = [load_recipe(name) for name in list_recipes()]
     rows = [
-        {"recipe": r.name, "paper": r.paper, "network": r.network.builder, "sequence": r.sequence, "title": r.title}
+        {
+            "recipe": r.name,
+            "paper": r.paper,
+            "network": r.network.builder,
+            "sequence": r.sequence,
+            "title": r.title,
+        }
         for r in loaded
     ]
-    print(to_text(table(rows, caption="Recipes: mrseg train NAME, or mrseg transfer NAME where one is carried over.")))
-
-
+    print(
+        to_text(
+            table(
+                rows, caption="Recipes: mrseg train NAME, or mrseg transfer NAME where one is carried over."
+            )
+        )
+    )

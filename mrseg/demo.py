@@ -1,4 +1,4 @@
-"""The main job on the built-in phantom: T1-w and CT to labels, a T1-w network, its way to T2-w by every mechanism, a report."""
+"""The main job on the built-in phantom: labels from CT, a T1-w network, its way to T2-w, a report."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def run_demo(output: str | Path = "runs/demo", *, seed: int = 0, progress: bool 
     """Runs the demo, or goes on where an interrupted one stopped.
 
     Args:
-        output: folder for scans, labels, trainings, ``segmenter/`` (the best), ``report.html`` and a label map.
+        output: folder for scans, labels, trainings, ``segmenter/`` (the best), ``report.html`` and a label
+            map.
         seed: of heads and trainings.
         progress: show bars.
 
@@ -64,7 +65,9 @@ def run_demo(output: str | Path = "runs/demo", *, seed: int = 0, progress: bool 
     for name, transfer in MECHANISMS.items():
         recipe = _seeded(dataclasses.replace(load_recipe("phantom_t2"), name=name, transfer=transfer), seed)
         started = time.perf_counter()
-        segmenter = train_recipe(recipe, cases["t2"], output / "trainings" / name, source=t1, progress=progress)
+        segmenter = train_recipe(
+            recipe, cases["t2"], output / "trainings" / name, source=t1, progress=progress
+        )
         seconds[name] = time.perf_counter() - started
         scored = _score(name, segmenter, cases["t2"], progress)
         rows += scored
@@ -81,7 +84,7 @@ def run_demo(output: str | Path = "runs/demo", *, seed: int = 0, progress: bool 
 
 
 def _prepare_cohorts(output: Path, seed: int, progress: bool) -> tuple[dict[str, list[Case]], list[Row]]:
-    """T1-w heads to train on, T2-w heads to train on, and heads with both to test on; CT unregistered everywhere."""
+    """T1-w heads and T2-w heads to train on, and heads with both to test on; every CT is unregistered."""
     wanted: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
         "t1": ({"train": 8}, ("T1w",)),
         "t2": ({"train": 4}, ("T2w",)),
@@ -122,7 +125,7 @@ def _score(name: str, segmenter: Segmenter, cases: Sequence[Case], progress: boo
 
 
 def _summaries(rows: Sequence[Row]) -> list[Row]:
-    """Per model, class and metric: pooled value with Wald half-width, bootstrap interval of the mean over subjects."""
+    """The summary of each model, with the model's name in every row."""
     names = list(dict.fromkeys(row["model"] for row in rows))
     return [
         {"model": name, **row} for name in names for row in summarize([r for r in rows if r["model"] == name])
@@ -147,7 +150,8 @@ def _results_table(rows: Sequence[Row], seconds: dict[str, float]) -> Table:
         *by_class(shown, classes=("bone", "soft", "air"), extra=extra),
         caption="Three T2-w test heads against labels from CT.",
         reference=[REFERENCE],
-        note="Values are pooled over voxels; brackets are the bootstrap interval of the mean over subjects. " + INTERVALS,
+        note="Values are pooled over voxels; brackets are the bootstrap interval of the mean over subjects. "
+        + INTERVALS,
     )
 
 
@@ -167,7 +171,8 @@ def _verdict(rows: Sequence[Row]) -> str:
     best = max(dice, key=lambda name: dice[name])
     back = (dice[best] - dice["none"]) / lost if lost > 0 else float("nan")
     return (
-        f"Bone Dice {reference:.3f} for the T1-w network on T1-w, {dice['none']:.3f} on T2-w without fine-tuning; "
+        f"Bone Dice {reference:.3f} for the T1-w network on T1-w, {dice['none']:.3f} on T2-w "
+        "without fine-tuning; "
         f"{best} reaches {dice[best]:.3f} and wins back {back:.0%} of the loss."
     )
 
@@ -197,7 +202,11 @@ def _write_page(
         for r in _summaries(rows)
     ]  # fmt: skip
     dots = dot_plot(
-        rows, summary=intervals, classes=("bone", "soft", "air"), reference=REFERENCE, title="Dice by mechanism"
+        rows,
+        summary=intervals,
+        classes=("bone", "soft", "air"),
+        reference=REFERENCE,
+        title="Dice by mechanism",
     )
     logs: dict[str, Any] = {
         folder.parent.name: folder for folder in sorted((output / "trainings").glob("*/log.csv"))
@@ -229,5 +238,3 @@ def _write_page(
             "versions": versions(),
         },
     )
-
-

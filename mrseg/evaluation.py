@@ -1,7 +1,8 @@
 """Scores of a segmenter on cases it has not seen, as tidy rows: subject, class, metric, value.
 
-Every overlap figure follows from the voxel counts that the rows carry (`voxels_true`, `voxels_predicted`, `voxels_both`), so
-that pooled and per-subject figures can be told apart and made again from the CSV alone. Source: mecheter2023 section 3.6.
+Every overlap figure follows from the voxel counts that the rows carry (`voxels_true`, `voxels_predicted`,
+`voxels_both`), so that pooled and per-subject figures can be told apart and made again from the CSV alone.
+Source: mecheter2023 section 3.6.
 """
 
 from __future__ import annotations
@@ -85,12 +86,12 @@ def score(
         labels_true: (x, y, z) integers; voxels of the ignore label 255 are not counted.
         labels_pred: the same shape.
         class_names: name of every label value from 0.
-        spacing_mm: voxel size in mm; given, the surface distances of classes 1 and up are added in mm, and the
-            mask-to-mask Hausdorff distance in voxels that islam2025 reports.
+        spacing_mm: voxel size in mm; given, the surface distances of classes 1 and up are added in mm, and
+            the mask-to-mask Hausdorff distance in voxels that islam2025 reports.
 
     Returns:
-        Per class voxels_true, voxels_predicted, voxels_both, precision, recall, dice, jaccard; NaN where undefined
-        (see mrseg.metrics.overlap for empty masks).
+        Per class voxels_true, voxels_predicted, voxels_both, precision, recall, dice, jaccard; NaN where
+        undefined (see mrseg.metrics.overlap for empty masks).
     """
     confusion = confusion_matrix(labels_true, labels_pred, len(class_names))
     values = {
@@ -120,10 +121,11 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
     """Figures over all subjects: pooled over voxels, and the mean over subjects.
 
     Returns:
-        Rows with ``class``, ``metric``, ``pooled`` (from summed voxel counts; overlap metrics only), ``pooled_halfwidth``
-        (1.96 sqrt(p(1-p)/n), n = reference voxels of the class, as mecheter2023 prints it: too narrow, since voxels
-        are not independent), ``mean``, ``low``, ``high`` (95 % bootstrap over subjects) and ``subjects``, the number
-        of subjects with a defined value.
+        Rows with ``class``, ``metric``, ``pooled`` (from summed voxel counts; overlap metrics only),
+        ``pooled_halfwidth`` (1.96 sqrt(p(1-p)/n), n = reference voxels of the class, as mecheter2023 prints
+        it: too narrow, since voxels are not independent), ``mean``, ``low``, ``high`` (95 % bootstrap over
+            subjects) and
+        ``subjects``, the number of subjects with a defined value.
     """
     summary: list[Row] = []
     classes = list(dict.fromkeys(row["class"] for row in rows))

@@ -1,4 +1,4 @@
-"""Class probabilities of a whole volume from overlapping patches (mecheter2023 section 3.4), blended where they overlap."""
+"""Class probabilities of a whole volume from overlapping, blended patches (mecheter2023 section 3.4)."""
 
 from __future__ import annotations
 
@@ -62,13 +62,15 @@ def predict_probabilities(
     """Slides a network over a volume.
 
     Args:
-        forward: from (batch_size, *patch, 1) to (batch_size, *patch, num_classes), as `compile_forward` gives.
-        image: (x, y, z) float32, preprocessed. A volume smaller than a patch is padded with 0 and cropped back.
+        forward: from (batch_size, *patch, 1) to (batch_size, *patch, num_classes), as `compile_forward`
+            gives.
+        image: (x, y, z) float32, preprocessed. A volume smaller than a patch is padded with 0 and cropped
+            back.
         sampling: patch shape and overlap.
         num_classes: channels of the output.
         batch_size: patches in one call; the last call is filled up with zeros.
-        blending: ``constant`` averages overlapping patches (as in the paper); ``gaussian`` trusts the middle of a patch
-            more than its border.
+        blending: ``constant`` averages overlapping patches (as in the paper); ``gaussian`` trusts the middle
+            of a patch more than its border.
         progress: show a bar.
 
     Returns:
@@ -106,7 +108,7 @@ def predict_probabilities(
 
 
 def _patch_weight(patch_shape: tuple[int, ...], blending: str) -> np.ndarray:
-    """Weight of a patch's voxels: all 1, or a Gaussian about the centre (sigma = size / 4, at least 1 % at the border)."""
+    """Weight of a patch's voxels: all 1, or a Gaussian about the centre of sigma size / 4, at least 0.01."""
     weight = np.ones(patch_shape, np.float32)
     if blending == "constant":
         return weight

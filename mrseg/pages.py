@@ -20,13 +20,14 @@ from mrseg.segmenter import Segmenter
 from mrseg.tables import Column, Estimate, Table, table
 
 INTERVALS = (
-    "pooled: all voxels of all subjects together, +- the 95 % Wald half-width 1.96 sqrt(p(1-p)/n) as mecheter2023 prints it, "
-    "which takes voxels for independent and is too narrow. mean: over subjects, with the 95 % bootstrap over subjects."
+    "pooled: all voxels of all subjects together, +- the 95 % Wald half-width 1.96 sqrt(p(1-p)/n) as "
+    "mecheter2023 prints it, which takes voxels for independent and is too narrow. mean: over subjects, "
+    "with the 95 % bootstrap over subjects."
 )
 
 
 def summary_table(rows: Sequence[Row], *, caption: str) -> Table:
-    """One line a class and metric: pooled with Wald half-width, mean over subjects with bootstrap interval."""
+    """One line a class and metric: pooled with half-width, mean over subjects with interval."""
     lines = [
         {
             "class": row["class"],
@@ -39,14 +40,22 @@ def summary_table(rows: Sequence[Row], *, caption: str) -> Table:
     ]
     return table(
         lines,
-        [Column("class"), Column("metric"), Column("pooled", decimals=4), Column("mean", decimals=4), "subjects"],
+        [
+            Column("class"),
+            Column("metric"),
+            Column("pooled", decimals=4),
+            Column("mean", decimals=4),
+            "subjects",
+        ],
         caption=caption,
         missing="a distance is not pooled, or there are too few subjects",
         note=INTERVALS,
     )
 
 
-def case_picture(case: Case, sequence: str, predicted: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
+def case_picture(
+    case: Case, sequence: str, predicted: np.ndarray, class_names: Sequence[str], title: str
+) -> bytes:
     """PNG of one case: image, truth, prediction and where they differ."""
     image = read_volume(case.images[sequence])
     truth = read_labels(case.labels[sequence], len(class_names))
@@ -104,7 +113,9 @@ def write_evaluation(
     if log is not None and log.exists():
         curves = learning_curves({"training": log}, metric="loss", title="Learning curve")
         sections.append(Section("Training", (Picture("Loss by epoch.", to_svg(curves)),)))
-    sections.append(Section("Cases", tuple(_ranked_pictures(rows, cases, sequence, predictions, segmenter.class_names))))
+    sections.append(
+        Section("Cases", tuple(_ranked_pictures(rows, cases, sequence, predictions, segmenter.class_names)))
+    )
     write_report(
         output / "report.html",
         title=f"{sequence}: {', '.join(segmenter.class_names)}",
@@ -138,9 +149,17 @@ def _verdict(rows: Sequence[Row]) -> str:
 def _per_subject(rows: Sequence[Row]) -> Table:
     lines: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if not row["metric"].startswith("voxels_") and row["metric"] not in ("precision", "recall", "jaccard"):
-            lines.setdefault(row["subject"], {"subject": row["subject"]})[f"{row['class']} {row['metric']}"] = row["value"]
-    return table(lines.values(), caption="Every subject.", missing="the structure is absent in truth and prediction")
+        if not row["metric"].startswith("voxels_") and row["metric"] not in (
+            "precision",
+            "recall",
+            "jaccard",
+        ):
+            lines.setdefault(row["subject"], {"subject": row["subject"]})[
+                f"{row['class']} {row['metric']}"
+            ] = row["value"]
+    return table(
+        lines.values(), caption="Every subject.", missing="the structure is absent in truth and prediction"
+    )
 
 
 def _ranked_pictures(
@@ -150,7 +169,7 @@ def _ranked_pictures(
     predictions: Mapping[str, np.ndarray],
     class_names: Sequence[str],
 ) -> list[Picture]:
-    """Best, median and worst case by mean Dice; a median of few subjects may be one of the others and is left out."""
+    """Best, median and worst case by mean Dice, none of them twice."""
     ranked = sorted(cases, key=lambda case: mean_dice(rows, case.subject), reverse=True)
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     pictures, shown = [], set()

@@ -1,6 +1,7 @@
-"""From raw scans to training data: CT registered onto every MR scan, thresholded into labels, with a picture and a quality row.
+"""From raw scans to training data: CT registered onto every MR scan and thresholded into labels.
 
-Sources: mecheter2020 and mecheter2023 section 3.2 (Elastix: rigid Euler, then B-spline; bone > 600 HU, air < -500 HU).
+Sources: mecheter2020 and mecheter2023 section 3.2 (Elastix: rigid Euler, then B-spline; bone > 600 HU, air <
+-500 HU).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mrseg._checks import InputError, error
 from mrseg._files import writable_folder
 from mrseg.data.cases import Case, write_cases
 from mrseg.data.geometry import check_same_grid, to_canonical, voxel_sizes
-from mrseg.data.io import read_ct, read_volume, write_labels
+from mrseg.data.io import read_ct, read_sidecar, read_volume, write_labels
 from mrseg.data.labels import ATTENUATION_CLASSES, class_fractions, hu_to_labels
 from mrseg.data.registration import apply_transform, check_quality, register, save_registration
 from mrseg.pictures import registration_check, save_png
@@ -55,12 +56,14 @@ def prepare(
 
     Args:
         cases: subjects with images and ``ct``.
-        output: folder for ``labels/`` (NIfTI and sidecars), ``pictures/``, ``registrations/`` and ``cohort.tsv``.
+        output: folder for ``labels/`` (NIfTI and sidecars), ``pictures/``, ``registrations/`` and
+            ``cohort.tsv``.
         labelling: thresholds and registration.
         progress: show a bar.
 
     Returns:
-        The cases with ``labels`` filled in, and one quality row per scan: grid, registration figures, class fractions.
+        The cases with ``labels`` filled in, and one quality row per scan: grid, registration figures, class
+        fractions.
 
     Raises:
         InputError: a case has no CT; a registration failed; nothing of that scan is written.
@@ -142,9 +145,11 @@ def _sources(image: Path, ct: Path, labelling: Labelling) -> dict[str, Any]:
 
 def _done_already(path: Path, image: Path, ct: Path, labelling: Labelling) -> Row | None:
     """The quality row of labels that were made from the same files in the same way, else None."""
-    sidecar = path.with_name(path.name.removesuffix(".nii.gz") + ".json")
-    if not (path.exists() and sidecar.exists()):
+    if not path.exists():
         return None
-    made = json.loads(sidecar.read_text()).get("provenance", {})
+    try:
+        made = read_sidecar(path)["provenance"]
+    except (FileNotFoundError, InputError, KeyError):
+        return None
     wanted = _sources(image, ct, labelling)
     return made["quality"] if all(made.get(key) == value for key, value in wanted.items()) else None

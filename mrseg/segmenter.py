@@ -31,7 +31,8 @@ class Segmenter:
     """Segments scans on their own grid.
 
     Attributes:
-        model: network whose input is a patch of ``sampling.patch_shape`` and whose output are class probabilities.
+        model: network whose input is a patch of ``sampling.patch_shape`` and whose output are class
+            probabilities.
         preprocessing: from the scan's grid to the network's.
         sampling: patches and their overlap at prediction.
         class_names: name of every output channel; the position is the label's value.
@@ -55,7 +56,9 @@ class Segmenter:
     def __post_init__(self) -> None:
         channels = self.model.output_shape[-1]
         if channels != len(self.class_names):
-            raise error("Every output channel needs a class name.", f"{channels} channels, {self.class_names}")
+            raise error(
+                "Every output channel needs a class name.", f"{channels} channels, {self.class_names}"
+            )
         self._forward: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
@@ -84,7 +87,9 @@ class Segmenter:
                 "provenance": card["provenance"],
             }
         except (json.JSONDecodeError, KeyError, TypeError) as reason:
-            raise error(f"{CARD} must be the card that mrseg wrote.", f"{folder / CARD} ({reason!r})") from None
+            raise error(
+                f"{CARD} must be the card that mrseg wrote.", f"{folder / CARD} ({reason!r})"
+            ) from None
         if _sha256(folder / NETWORK) != wanted:
             raise error(
                 f"{NETWORK} must be the network that {CARD} describes.",
@@ -155,5 +160,3 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-

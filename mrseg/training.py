@@ -1,6 +1,7 @@
 """`fit` with the papers' schedules, resumable after a kill, its log as CSV.
 
-Sources: mecheter2023 section 3.5 (Adam, rate x0.75 after 5 flat epochs, stop after 10), mecheter2020 and islam2025 section 3.3.
+Sources: mecheter2023 section 3.5 (Adam, rate x0.75 after 5 flat epochs, stop after 10), mecheter2020 and
+islam2025 section 3.3.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Plateau:
-    """Multiplies the learning rate by ``factor`` when ``monitor`` has not improved for ``patience`` epochs."""
+    """Multiplies the rate by ``factor`` when ``monitor`` has not improved for ``patience`` epochs."""
 
     monitor: str = "loss"
     factor: float = 0.1
@@ -87,7 +88,8 @@ class Training:
         plateau: reduces a constant rate.
         early_stopping: ends the run early.
         keep: ``last`` weights, or those of the epoch with the best value of a log column, say ``val_loss``.
-        precision: dtype policy. On a CPU mixed precision means ``mixed_bfloat16``: float16 has no 3-D pooling there.
+        precision: dtype policy. On a CPU mixed precision means ``mixed_bfloat16``: float16 has no 3-D pooling
+            there.
         seed: of initial weights, order, patches and augmentation.
     """
 
@@ -153,8 +155,9 @@ def fit(
 ) -> list[dict[str, float]]:
     """Trains ``model`` in place, or continues the run that ``folder`` holds.
 
-    Every epoch leaves ``checkpoint/`` (weights, optimiser, log) and ``log.csv`` in ``folder``, each replaced as a
-    whole; a killed run that is started again goes on after its last whole epoch with the same rate, patience and batches.
+    Every epoch leaves ``checkpoint/`` (weights, optimiser, log) and ``log.csv`` in ``folder``, each replaced
+    as a whole; a killed run that is started again goes on after its last whole epoch with the same rate,
+    patience and batches.
 
     Args:
         model: network, frozen or not; compiled here.

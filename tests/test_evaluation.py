@@ -82,7 +82,9 @@ def bright_case(folder, subject, split="test"):
     image = np.random.default_rng(len(subject)).random((8, 8, 8)).astype(np.float32)
     write_volume(folder / f"{subject}.nii.gz", image, np.eye(4))
     write_labels(folder / f"{subject}_l.nii.gz", (image > 0.5).astype(np.uint8), np.eye(4), NAMES, {})
-    return Case(subject, {"T2w": folder / f"{subject}.nii.gz"}, None, {"T2w": folder / f"{subject}_l.nii.gz"}, split)
+    return Case(
+        subject, {"T2w": folder / f"{subject}.nii.gz"}, None, {"T2w": folder / f"{subject}_l.nii.gz"}, split
+    )
 
 
 class Fixed:

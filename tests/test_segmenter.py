@@ -95,7 +95,9 @@ def test_a_network_that_was_exchanged_is_refused(tmp_path):
         Segmenter.load(tmp_path / "s")
 
 
-@pytest.mark.parametrize("damage", [lambda card: card.pop("sampling"), lambda card: card.update(sampling={"a": 1})])
+@pytest.mark.parametrize(
+    "damage", [lambda card: card.pop("sampling"), lambda card: card.update(sampling={"a": 1})]
+)
 def test_a_damaged_card_is_refused_with_its_name(tmp_path, damage):
     path = segmenter().save(tmp_path / "s") / "segmenter.json"
     card = json.loads(path.read_text())

@@ -39,7 +39,9 @@ def run(folder, settings, network=None, validation=False):
     network = network or model()
     train = build_dataset(examples(), SAMPLING, batch_size=2, seed=1, first_epoch=epochs_done(folder))
     checks = build_dataset(examples(), SAMPLING, batch_size=2, shuffle=False) if validation else None
-    history = fit(network, train, checks, settings, loss=Loss(), class_names=CLASSES, folder=folder, progress=False)
+    history = fit(
+        network, train, checks, settings, loss=Loss(), class_names=CLASSES, folder=folder, progress=False
+    )
     return network, history
 
 

@@ -1,4 +1,4 @@
-"""Scans in and out: geometry, files, cases, registration, labels, the phantom, preprocessing and tf.data pipelines."""
+"""Scans in and out: geometry, files, cases, registration, labels, phantom, preprocessing, tf.data."""
 
 from mrseg._lazy import attach
 
@@ -6,8 +6,8 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "geometry": [
-            "check_same_grid", "from_canonical", "grid_distance_mm", "grid_with_spacing", "head_grid", "head_mask",
-            "resample", "to_canonical", "voxel_sizes",
+            "check_same_grid", "from_canonical", "grid_distance_mm", "grid_with_spacing", "head_grid",
+            "head_mask", "resample", "to_canonical", "voxel_sizes",
         ],
         "io": ["read_ct", "read_labels", "read_volume", "write_labels", "write_volume"],
         "cases": ["Case", "read_cases", "select", "split_by_subject", "write_cases"],

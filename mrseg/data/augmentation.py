@@ -1,6 +1,7 @@
 """Random flips and in-plane rotations of a patch and its labels, as TensorFlow graph operations.
 
-Source: islam2025 section 3.1.2 ("random flips and rotations"; the ranges are ours, see docs/papers/islam2025.md).
+Source: islam2025 section 3.1.2 ("random flips and rotations"; the ranges are ours, see
+docs/papers/islam2025.md).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from pathlib import Path
 from mrseg._checks import error, existing_folder
 from mrseg.data.cases import Case, read_cases
 
-# The layout of the course that Islam and Tabassum (2025) took part in. Its test set was published without labels, so the
+# The layout of the course that Islam and Tabassum (2025) took part in. Its test set was published without
+# labels, so the
 # validation set is what results are reported on: it is our test split and decides nothing in training.
 _IBSR18_SETS = {"Training_Set": "train", "Validation_Set": "test", "Test_Set": ""}
 

@@ -152,7 +152,7 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Non
         InputError: another suffix, rank or dtype, NaN or infinite voxels, a bad affine.
         OSError: the folder cannot be written.
     """
-    path = _nifti_path(path)
+    path = nifti_path(path)
     with atomic_file(path) as temporary:
         nibabel.save(_image(path, array, affine), temporary)
 
@@ -183,7 +183,7 @@ def write_labels(
         InputError: labels outside the table or not of integer type, and as ``write_volume``.
         OSError: the folder cannot be written.
     """
-    path = _nifti_path(path)
+    path = nifti_path(path)
     labels = np.asarray(labels)
     if labels.dtype.kind not in "biu":
         raise error(
@@ -203,7 +203,7 @@ def write_labels(
 
 def read_sidecar(path: str | Path) -> dict[str, Any]:
     """Returns what ``write_labels`` stored beside the label map ``path``: its "labels" and "provenance"."""
-    file = existing_file(sidecar_path(_nifti_path(path)))
+    file = existing_file(sidecar_path(nifti_path(path)))
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as reason:
@@ -242,7 +242,7 @@ def _read(path: str | Path) -> Volume:
 
 def _load(path: Path) -> nibabel.Nifti1Image:
     """Opens the file and checks its header; reads no voxels."""
-    existing_file(_nifti_path(path))
+    existing_file(nifti_path(path))
     with _refusing(path, "not an image, or a damaged one"):
         # Before nibabel, which would set a voxel size of zero to 1 and go on.
         header = _raw_header(path)
@@ -358,7 +358,8 @@ def _image(path: Path, array: np.ndarray, affine: np.ndarray) -> nibabel.Nifti1I
     return image
 
 
-def _nifti_path(path: str | Path) -> Path:
+def nifti_path(path: str | Path) -> Path:
+    """Returns ``path`` as a Path if its name ends as a NIfTI file's does, else raises."""
     path = Path(path)
     if not path.name.endswith(_SUFFIXES):
         raise error(

@@ -1,13 +1,14 @@
 """Overlapping patches: where they lie, how they are cut and how a volume is padded to hold one.
 
-Slices are patches of thickness 1: ``patch_shape=(256, 1, 256)`` means whole coronal slices for a 2-D network, so that the
-2-D and the 3-D road are one road (mecheter2023 section 3.4: 128x128x48 patches; islam2025 section 3.1.3: slices).
+Slices are patches of thickness 1: ``patch_shape=(256, 1, 256)`` means whole coronal slices for a 2-D network,
+so that the 2-D and the 3-D road are one road (mecheter2023 section 3.4: 128x128x48 patches; islam2025 section
+3.1.3: slices).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,7 +103,7 @@ def random_starts(
     return rng.integers(0, free + 1, size=(count, 3))
 
 
-def cut(array: np.ndarray, start: Sequence[int], patch_shape: Sequence[int]) -> np.ndarray:
+def cut(array: np.ndarray, start: Iterable[int], patch_shape: Sequence[int]) -> np.ndarray:
     """The patch of ``array`` (x, y, z, ...) that begins at ``start``; a view, no copy."""
     return array[tuple(slice(s, s + size) for s, size in zip(start, patch_shape, strict=True))]
 
@@ -111,7 +112,8 @@ def pad_to(array: np.ndarray, patch_shape: Sequence[int], fill: float = 0.0) -> 
     """Pads (x, y, z, ...) on both sides with ``fill`` until a patch fits.
 
     Returns:
-        The padded array (the same object if nothing was missing), and the slices that cut the original out of it.
+        The padded array (the same object if nothing was missing), and the slices that cut the original out of
+        it.
     """
     missing = [max(0, patch - size) for patch, size in zip(patch_shape, array.shape, strict=False)]
     before = [m // 2 for m in missing]

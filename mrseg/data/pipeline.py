@@ -1,7 +1,7 @@
 """tf.data pipeline: cases of one sequence -> batches of patches and labels, seeded, of fixed shape.
 
-Everything random of an epoch (order, patch positions, augmentation) follows from (seed, epoch) alone, so that a resumed
-run sees the very batches that an unbroken run would have seen.
+Everything random of an epoch (order, patch positions, augmentation) follows from (seed, epoch) alone, so that
+a resumed run sees the very batches that an unbroken run would have seen.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def build_dataset(
     Args:
         examples: images (x, y, z) float32 with labels (x, y, z) uint8, as `load_examples` gives.
         sampling: patch shape, overlap, and whether patches are drawn at random.
-        batch_size: patches in a batch; a last smaller batch of an epoch is left out of training (``shuffle=True``).
+        batch_size: patches in a batch; a last smaller batch of an epoch is left out of training
+            (``shuffle=True``).
         augmentation: drawn anew for every patch and epoch.
         shuffle: new order (and new random patches) in every epoch.
         seed: of everything random.
@@ -115,7 +116,8 @@ def build_dataset(
         rows = tf.numpy_function(plan.next_epoch, (), tf.int32)
         return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, (len(plan), 6)))
 
-    # Not from_generator: it makes the allocator of the whole process give memory back at once, which slows training.
+    # Not from_generator: it makes the allocator of the whole process give memory back at once, which slows
+    # training.
     rows = tf.data.Dataset.range(1).flat_map(next_epoch)
     rows = rows.apply(tf.data.experimental.assert_cardinality(len(plan)))
     dataset = rows.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

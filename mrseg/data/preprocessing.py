@@ -1,7 +1,8 @@
 """From a scan's own grid to the network's grid and back: orientation, resampling, normalisation.
 
-A network is trained on one kind of grid and must meet the same at prediction; `Preprocessing` is that promise, stored with the
-weights. Sources: mecheter2023 section 3.2 (48 slices, 256x256, local contrast normalisation), islam2025 section 3.1.1.
+A network is trained on one kind of grid and must meet the same at prediction; `Preprocessing` is that
+promise, stored with the weights. Sources: mecheter2023 section 3.2 (48 slices, 256x256, local contrast
+normalisation), islam2025 section 3.1.1.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ class Preprocessing:
     """How a scan becomes what the network sees.
 
     Attributes:
-        grid: ``native`` keeps the voxels (only turned to RAS+); ``foreground`` cuts the box of voxels > 0 (skull-stripped
-            scans); ``spacing`` resamples to ``spacing_mm``; ``head`` is the 48-slice grid of mecheter2023.
+        grid: ``native`` keeps the voxels (only turned to RAS+); ``foreground`` cuts the box of voxels > 0
+            (skull-stripped scans); ``spacing`` resamples to ``spacing_mm``; ``head`` is the 48-slice grid of
+            mecheter2023.
         spacing_mm: voxel size in mm, for ``spacing`` and, in plane, for ``head`` (None: the scan's own).
         shape: voxels of the grid, for ``head`` alone.
         normalization: one of mrseg.data.normalization.NORMALIZATIONS.
@@ -61,7 +63,7 @@ class Preprocessing:
         return NORMALIZATIONS[self.normalization](array.astype(np.float32)), affine
 
     def labels(self, volume: Volume, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-        """Brings a label map onto a working grid by nearest neighbour; uint8, outside its field of view 255 (ignore)."""
+        """Brings a label map onto a working grid by nearest neighbour; uint8, 255 where it says nothing."""
         return _onto(to_canonical(volume), shape, affine, order=0, fill=IGNORE_LABEL)
 
     def to_native(
@@ -76,14 +78,19 @@ class Preprocessing:
             native_affine: of the scan, any orientation.
 
         Returns:
-            (*native_shape, classes) float32 in the scan's orientation; voxels outside the working grid are class 0.
+            (*native_shape, classes) float32 in the scan's orientation; voxels outside the working grid are
+            class 0.
         """
         _, canonical_affine = to_canonical((np.empty(native_shape, np.bool_), native_affine))
         canonical_shape = to_canonical((np.empty(native_shape, np.bool_), native_affine))[0].shape
         native = np.empty((*native_shape, probabilities.shape[-1]), np.float32)
         for c in range(probabilities.shape[-1]):
             channel = _onto(
-                (probabilities[..., c], affine), canonical_shape, canonical_affine, order=1, fill=float(c == 0)
+                (probabilities[..., c], affine),
+                canonical_shape,
+                canonical_affine,
+                order=1,
+                fill=float(c == 0),
             )
             native[..., c] = from_canonical(channel, native_shape, native_affine)
         return native

@@ -325,7 +325,9 @@ def _resampled(
         index = np.moveaxis(points @ to_index[:3, :3].T + to_index[:3, 3], -1, 0)  # (3, x, y, z)
         inside = ((index >= -0.5 - _RIM) & (index <= top + 0.5 + _RIM)).all(axis=0)
         index = np.clip(index, 0, top)
-        values = ndimage.map_coordinates(array, index, order=order, prefilter=False, mode="mirror", output=np.float32)
+        values = ndimage.map_coordinates(
+            array, index, order=order, prefilter=False, mode="mirror", output=np.float32
+        )
         if holes is not None:
             inside &= ndimage.map_coordinates(holes, index, order=min(order, 1), prefilter=False) < _RIM
         out[slab] = np.where(inside, values, fill)
@@ -404,14 +406,19 @@ def _checked(name: str, volume: Volume) -> Volume:
         raise error(f"{name} is a pair (array, affine).", type(volume).__name__) from None
     array, affine = np.asarray(array, dtype=np.float32), np.asarray(affine, dtype=np.float64)
     if array.ndim != 3 or min(array.shape) < 8:
-        raise error(f"The {name} image is 3-D with at least 8 voxels along each axis.", f"shape {array.shape}")
+        raise error(
+            f"The {name} image is 3-D with at least 8 voxels along each axis.", f"shape {array.shape}"
+        )
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise error(f"The {name} affine is 4x4, finite and invertible.", affine.tolist())
     finite = np.isfinite(array)
     if name == "fixed" and not finite.all():
         raise error("The fixed image is finite everywhere.", f"{(~finite).sum()} voxels of NaN or infinity")
     if not finite.any() or np.ptp(array[finite]) == 0:
-        raise error(f"The {name} image is not constant.", f"range {np.ptp(array[finite]) if finite.any() else 'empty'}")
+        raise error(
+            f"The {name} image is not constant.",
+            f"range {np.ptp(array[finite]) if finite.any() else 'empty'}",
+        )
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     skew = np.abs(axes.T @ axes - np.eye(3)).max()
     if skew > 1e-3:
@@ -471,7 +478,9 @@ def parameter_file(stage: str) -> Parameters:
     """The elastix parameter map of a stage as shipped in ``mrseg/data/elastix/<stage>.txt``."""
     choice("stage", stage, STAGES)
     found: Parameters = {}
-    for line in resources.files("mrseg.data").joinpath("elastix", f"{stage}.txt").read_text("utf-8").splitlines():
+    for line in (
+        resources.files("mrseg.data").joinpath("elastix", f"{stage}.txt").read_text("utf-8").splitlines()
+    ):
         line = line.split("//")[0].strip()
         if line:
             name, *values = line.strip("()").split()
@@ -480,7 +489,11 @@ def parameter_file(stage: str) -> Parameters:
 
 
 def _parameter_maps(
-    stages: Sequence[str], overrides: Mapping[str, Mapping[str, Any]], fixed: Volume, moving: Volume, seed: int
+    stages: Sequence[str],
+    overrides: Mapping[str, Mapping[str, Any]],
+    fixed: Volume,
+    moving: Volume,
+    seed: int,
 ) -> list[Parameters]:
     """One complete elastix parameter map per stage."""
     if isinstance(stages, str) or not stages or len(set(stages)) != len(stages):

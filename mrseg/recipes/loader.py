@@ -41,8 +41,8 @@ class Transfer:
     """How a trained network is carried to the recipe's sequence (mecheter2023 section 3.3).
 
     Attributes:
-        mechanism: ``none`` takes the network as it is; ``open`` trains all of it; ``conservative`` trains the last
-            ``convs`` convolutions and the head; ``hybrid`` adds a new encoder beside the frozen one.
+        mechanism: ``none`` takes the network as it is; ``open`` trains all of it; ``conservative`` trains the
+            last ``convs`` convolutions and the head; ``hybrid`` adds a new encoder beside the frozen one.
         convs: for ``conservative``: a number counted from the output (0: head alone), or ``decoder``.
         fuse: for ``hybrid``: multiply, average, maximum or concat.
         fuse_at: for ``hybrid``: ``all`` levels or the ``bottleneck``.
@@ -108,7 +108,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """Reads a recipe by name, or from a YAML file of your own.
 
     Args:
-        name_or_path: ``mecheter2023_t1``, or ``my_recipe.yaml``. A page may name another as ``base`` and give only what differs.
+        name_or_path: ``mecheter2023_t1``, or ``my_recipe.yaml``. A page may name another as ``base`` and give
+            only what differs.
         overrides: ``key=value`` with dots into the page, ``training.epochs=12``; values are YAML.
 
     Raises:
@@ -179,7 +180,9 @@ def _build(kind: type, values: Any, place: str) -> Any:
     for name in needed:
         if name not in values:
             raise error(f"{place or 'A recipe'} needs the key {name}.", f"only {', '.join(values)}")
-    return kind(**{key: _value(hints[key], value, f"{place}.{key}".strip(".")) for key, value in values.items()})
+    return kind(
+        **{key: _value(hints[key], value, f"{place}.{key}".strip(".")) for key, value in values.items()}
+    )
 
 
 def _value(hint: Any, value: Any, place: str) -> Any:

@@ -1,7 +1,8 @@
-"""Runs a recipe: network, weights carried over, mechanism of transfer, training, and a segmenter in the end."""
+"""Runs a recipe: network, weights carried over, mechanism of transfer, training, segmenter."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import platform
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import yaml
 import mrseg
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
-from mrseg.data.cases import Case, select
+from mrseg.data.cases import Case, select, write_cases
 from mrseg.data.pipeline import build_dataset, load_examples
 from mrseg.models.builders import BUILDERS
 from mrseg.recipes.loader import Recipe
@@ -37,8 +38,8 @@ def build_network(recipe: Recipe, source: keras.Model | None = None) -> tuple[ke
         source: trained network of the same builder and arguments; needed exactly when the recipe transfers.
 
     Returns:
-        The network ready for `fit`, and a text that says tensor by tensor and group by group what was carried over and
-        what trains.
+        The network ready for `fit`, and a text that says tensor by tensor and group by group what was carried
+        over and what trains.
 
     Raises:
         InputError: a transfer without source or a source without transfer; weights that do not fit.
@@ -72,12 +73,13 @@ def train_recipe(
     loggers: Sequence[str] = (),
     progress: bool = True,
 ) -> Segmenter:
-    """Trains a recipe's network on the cases of the splits ``train`` and ``val``, or continues where a killed run stopped.
+    """Trains a recipe's network, or continues where a killed run stopped.
 
     Args:
         recipe: the experiment.
         cases: subjects with images and labels; those of the split ``test`` are not touched.
-        output: folder for ``segmenter/``, ``recipe.yaml``, ``log.csv``, ``checkpoint/`` and ``transfer.txt``.
+        output: folder for ``segmenter/``, ``recipe.yaml``, ``cohort.tsv``, ``log.csv``, ``checkpoint/`` and
+            ``transfer.txt``.
         source: trained segmenter whose network is carried over, for recipes with ``transfer``.
         loggers: ``tensorboard``, ``wandb``.
         progress: show bars.
@@ -86,11 +88,13 @@ def train_recipe(
         The trained segmenter, as saved in ``output/segmenter``.
 
     Raises:
-        InputError: another recipe was begun in ``output``; no training case; and all that `fit` and the readers raise.
+        InputError: another recipe was begun in ``output``; no training case; and all that `fit` and the
+            readers raise.
     """
     output = writable_folder(output)
     _keep_recipe(recipe, output)
     train, validation = _split(recipe, cases)
+    write_cases([*train, *validation], output / "cohort.tsv")
     keras.utils.set_random_seed(recipe.training.seed)
     model, account = build_network(recipe, source.model if source else None)
     if account:
@@ -159,7 +163,11 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
             raise error("validation_subjects are subjects of the data.", subject)
     aside = set(recipe.validation_subjects)
     train = [case for case in select(cases, "train") if case.subject not in aside]
-    validation = [case for case in cases if case.split == "val" or case.subject in aside]
+    validation = [
+        dataclasses.replace(case, split="val")
+        for case in cases
+        if case.split == "val" or case.subject in aside
+    ]
     if not train:
         raise error("Training needs at least one case.", "only validation subjects")
     return train, validation
@@ -183,8 +191,7 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         "recipe": recipe.as_dict(),
-        "train_subjects": [case.subject for case in train],
-        "validation_subjects": [case.subject for case in validation],
+        "subjects": {"train": len(train), "validation": len(validation)},
         "source": source.provenance if source else None,
         "versions": versions(),
     }
@@ -199,5 +206,3 @@ def versions() -> dict[str, str]:
         **{name: version(name) for name in packages},
         "backend": keras.backend.backend(),
     }
-
-

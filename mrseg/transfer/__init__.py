@@ -1,4 +1,4 @@
-"""Carry a network from one MR sequence to another: load weights, freeze, fuse; every step prints what it did."""
+"""Carry a network from one MR sequence to another: load weights, freeze, fuse, with a report of each."""
 
 from mrseg._lazy import attach
 

@@ -95,7 +95,9 @@ def test_a_cohort_is_a_manifest_or_a_folder_of_a_known_layout(tmp_path):
     found = datasets.read_cohort(tmp_path / "ibsr")
     assert [case.subject for case in found] == ["IBSR_01"]
     cases.write_cases(found, tmp_path / "prepared" / "cohort.tsv")
-    assert datasets.read_cohort(tmp_path / "prepared") == datasets.read_cohort(tmp_path / "prepared" / "cohort.tsv")
+    assert datasets.read_cohort(tmp_path / "prepared") == datasets.read_cohort(
+        tmp_path / "prepared" / "cohort.tsv"
+    )
 
 
 def test_a_folder_of_no_known_layout_is_refused_with_the_remedy(tmp_path):

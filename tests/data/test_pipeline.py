@@ -59,7 +59,11 @@ def test_the_same_seed_repeats_and_every_epoch_differs():
 
 
 def test_a_resumed_run_sees_the_batches_of_an_unbroken_one():
-    options = {"batch_size": 4, "augmentation": Augmentation(flip_axes=(0, 1), intensity_scale=0.1), "seed": 3}
+    options = {
+        "batch_size": 4,
+        "augmentation": Augmentation(flip_axes=(0, 1), intensity_scale=0.1),
+        "seed": 3,
+    }
     unbroken = build_dataset(examples(), Sampling((4, 4, 4), 0.5, 8), **options)
     epochs = [epoch(unbroken) for _ in range(3)]
     resumed = build_dataset(examples(), Sampling((4, 4, 4), 0.5, 8), first_epoch=2, **options)

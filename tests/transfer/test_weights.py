@@ -151,6 +151,14 @@ def test_files_that_are_missing_cut_short_or_of_another_kind_are_refused(t1_mode
             load_weights(model, cut)
 
 
+def test_a_file_that_carries_code_is_refused(t1_model, tmp_path):
+    image = keras.Input((16, 16, 1), name="image")
+    model = keras.Model(image, keras.layers.Lambda(lambda x: x, name="encoder1_code")(image))
+    model.save(tmp_path / "code.keras")
+    with pytest.raises(InputError, match="code.keras"):
+        load_weights(t1_model, tmp_path / "code.keras")
+
+
 def test_an_unknown_allowance_lists_the_known_ones(t1_model):
     with pytest.raises(InputError, match="head, channels, missing, unused"):
         load_weights(t1_model, t1_model, allow=["everything"])

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mrseg.cli import main
+from mrseg.data import phantom
+from mrseg.data.io import write_volume
+
+COMMANDS = ("demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes")
+TINY = (
+    "--set sampling.patch_shape=[16,16,16] --set sampling.patches_per_volume=2 --set training.epochs=1 "
+    "--set training.batch_size=2 --set network.arguments.filters=2 --set preprocessing.spacing_mm=[9.0,9.0,9.0]"
+).split()
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def refused(capsys, *arguments):
+    """Runs a command that must fail as a user's mistake: exit code 2, one line, no traceback."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("mrseg: error: ")
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A tiny cohort, a T1-w segmenter trained on it by the command, and a T2-w one carried over."""
+    folder = tmp_path_factory.mktemp("house")
+    phantom.write_cohort(
+        folder / "raw",
+        subjects={"train": 2, "test": 1},
+        sequences=("T1w", "T2w"),
+        shape=(24, 28, 24),
+        registered=True,
+    )
+    assert run("prepare", folder / "raw/cohort.tsv", "--output", folder / "data", "--registered") == 0
+    assert run("train", "phantom_t1", "--data", folder / "data", "--output", folder / "t1", *TINY) == 0
+    assert (
+        run(
+            "transfer", "phantom_t2", "--from", folder / "t1/segmenter", "--data", folder / "data",
+            "--output", folder / "t2", *TINY, "--set", "transfer.mechanism=hybrid",
+        )
+        == 0
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_teaches(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 8
+
+
+def test_prepare_train_and_transfer_leave_what_they_promise(house):
+    for part in ("labels", "pictures", "cohort.tsv", "quality.csv"):
+        assert (house / "data" / part).exists()
+    for part in ("segmenter/segmenter.json", "recipe.yaml", "log.csv", "scores.csv", "report.html", "transfer.txt"):
+        assert (house / "t2" / part).exists()
+    card = json.loads((house / "t2/segmenter/segmenter.json").read_text())
+    assert card["sequence"] == "T2w"
+    assert card["provenance"]["source"]["recipe"]["name"] == "phantom_t1"
+    assert not list(house.rglob("*.partial"))
+
+
+def test_predict_writes_labels_on_the_scans_grid_a_sidecar_and_a_picture(house, tmp_path):
+    scan = next((house / "raw").rglob("*T2w.nii.gz"))
+    out = tmp_path / "new" / "t2_dseg.nii.gz"
+    assert run("predict", "--segmenter", house / "t2/segmenter", "--input", scan, "--output", out) == 0
+    image, labels = nib.load(scan), nib.load(out)
+    assert labels.shape == image.shape
+    np.testing.assert_array_equal(labels.affine, image.affine)
+    assert set(np.unique(labels.dataobj)) <= {0, 1, 2}
+    assert sorted(p.name for p in out.parent.iterdir()) == ["t2_dseg.json", "t2_dseg.nii.gz", "t2_dseg.png"]
+
+
+def test_evaluate_writes_scores_and_a_page(house, tmp_path, capsys):
+    assert (
+        run("evaluate", "--segmenter", house / "t1/segmenter", "--data", house / "data", "--output", tmp_path,
+            "--sequence", "T2w", "--distances") == 0
+    )  # fmt: skip
+    assert "hd95" in (tmp_path / "scores.csv").read_text()
+    assert (tmp_path / "report.html").exists()
+    assert "bone" in capsys.readouterr().out
+
+
+def test_recipes_lists_every_page_and_prints_one(capsys):
+    assert run("recipes") == 0
+    assert "mecheter2023_hybrid_multiply" in capsys.readouterr().out
+    assert run("recipes", "islam2025_unet") == 0
+    assert "quantile_zscore" in capsys.readouterr().out
+
+
+def nifti(path, array, affine=None):
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def bad_scan(kind: str, folder: Path) -> Path:
+    noise = np.random.default_rng(0).random((6, 6, 6)).astype(np.float32)
+    path = folder / "scan.nii.gz"
+    if kind == "not an image":
+        path.write_bytes(b"hello")
+    elif kind == "truncated":
+        whole = nifti(folder / "w.nii", noise)
+        path.write_bytes(gzip.compress(whole.read_bytes())[:300])
+    elif kind == "nan":
+        noise[1, 1, 1] = np.nan
+        nifti(path, noise)
+    elif kind == "constant":
+        nifti(path, np.ones((6, 6, 6), np.float32))
+    elif kind == "4-D":
+        nifti(path, np.stack([noise, noise], -1))
+    elif kind == "zero voxel size":
+        nifti(folder / "w.nii", noise)
+        content = bytearray((folder / "w.nii").read_bytes())
+        content[80:84] = b"\0\0\0\0"  # pixdim[1] of nifti1.h
+        content[252:256] = b"\1\0\0\0"  # qform code 1, sform code 0: the affine comes from the zooms
+        path.write_bytes(gzip.compress(bytes(content)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "not an image", "truncated", "nan", "constant", "4-D", "zero voxel size"]
+)
+def test_a_bad_scan_is_one_clear_line_and_nothing_is_written(kind, house, tmp_path, capsys):
+    scan = bad_scan(kind, tmp_path)
+    out = tmp_path / "out" / "labels.nii.gz"
+    message = refused(capsys, "predict", "--segmenter", house / "t1/segmenter", "--input", scan, "--output", out)
+    assert "scan.nii.gz" in message
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_a_scan_smaller_than_a_patch_is_padded_and_cropped_back(house, tmp_path):
+    small = nifti(tmp_path / "s.nii.gz", np.random.default_rng(0).random((9, 8, 7)).astype(np.float32))
+    out = tmp_path / "labels.nii.gz"
+    assert run("predict", "--segmenter", house / "t1/segmenter", "--input", small, "--output", out) == 0
+    assert nib.load(out).shape == (9, 8, 7)
+
+
+def test_a_patch_larger_than_the_volume_is_refused_in_training(house, tmp_path, capsys):
+    message = refused(
+        capsys, "train", "phantom_t1", "--data", house / "data", "--output", tmp_path / "t",
+        *TINY, "--set", "sampling.patch_shape=[64,64,64]",
+    )  # fmt: skip
+    assert "must fit into the volume" in message
+
+
+def test_an_output_name_that_is_no_nifti_is_refused_before_any_work(house, tmp_path, capsys):
+    scan = next((house / "raw").rglob("*T1w.nii.gz"))
+    message = refused(
+        capsys, "predict", "--segmenter", house / "t1/segmenter", "--input", scan, "--output", tmp_path / "x.png"
+    )
+    assert ".nii.gz" in message
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(house, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    scan = next((house / "raw").rglob("*T1w.nii.gz"))
+    message = refused(
+        capsys, "predict", "--segmenter", house / "t1/segmenter", "--input", scan,
+        "--output", tmp_path / "file" / "x.nii.gz",
+    )  # fmt: skip
+    assert str(tmp_path / "file") in message
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("subject\tT1w\ns1\tmissing.nii.gz\n", ["missing.nii.gz", "row 2"]),
+        ("subject\tT1w\tsplit\ns1\ta.nii.gz\ttrain\ns1\ta.nii.gz\ttest\n", ["s1", "train", "test"]),
+        ("subject\tT1w\tsplit\ns1\ta.nii.gz\ttest\n", ["train"]),
+        ("name\tT1w\ns1\ta.nii.gz\n", ["subject"]),
+    ],
+)
+def test_a_bad_manifest_is_one_clear_line(table, words, tmp_path, capsys):
+    write_volume(tmp_path / "a.nii.gz", np.arange(27, dtype=np.float32).reshape(3, 3, 3), np.eye(4))
+    (tmp_path / "cohort.tsv").write_text(table)
+    message = refused(capsys, "train", "phantom_t1", "--data", tmp_path / "cohort.tsv", "--output", tmp_path / "o")
+    for word in words:
+        assert word in message
+
+
+def test_weights_that_do_not_fit_are_named(house, tmp_path, capsys):
+    message = refused(
+        capsys, "transfer", "phantom_t2", "--from", house / "t1/segmenter", "--data", house / "data",
+        "--output", tmp_path / "t", *TINY, "--set", "network.arguments.filters=3",
+    )  # fmt: skip
+    assert "encoder1_conv1" in message
+
+
+def test_an_unknown_key_and_a_text_number_are_refused(house, tmp_path, capsys):
+    for override, word in (("training.epoch=3", "epochs"), ("training.learning_rate=1e-3", "1.0e-3")):
+        message = refused(
+            capsys, "train", "phantom_t1", "--data", house / "data", "--output", tmp_path, "--set", override
+        )
+        assert word in message
+
+
+def test_import_takes_under_a_third_of_a_second_and_loads_neither_tensorflow_nor_itk():
+    code = (
+        "import sys, time; start = time.perf_counter(); import mrseg; took = time.perf_counter() - start; "
+        "print(took, [m for m in ('tensorflow', 'keras', 'itk', 'SimpleITK') if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    ]
+    assert min(float(out.split()[0]) for out in runs) < 0.3
+    assert all(out.split(maxsplit=1)[1].strip() == "[]" for out in runs)

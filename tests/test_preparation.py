@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mrseg._checks import InputError
+from mrseg.data import phantom
+from mrseg.data.cases import read_cases
+from mrseg.data.io import read_labels, read_sidecar, write_volume
+from mrseg.preparation import Labelling, prepare
+
+REGISTERED = Labelling(stages=())
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Two heads with their CT in place on the MR grid, and the true labels beside."""
+    folder = tmp_path_factory.mktemp("cohort")
+    manifest = phantom.write_cohort(folder, subjects={"train": 1, "test": 1}, shape=(24, 24, 20), registered=True)
+    return read_cases(manifest)
+
+
+def test_labels_from_a_ct_in_place_agree_with_the_true_ones(cohort, tmp_path):
+    prepared, quality = prepare(cohort, tmp_path, labelling=REGISTERED, progress=False)
+    for raw, case in zip(cohort, prepared, strict=True):
+        made, truth = read_labels(case.labels["T1w"])[0], read_labels(raw.labels["T1w"])[0]
+        assert (made == truth).mean() > 0.99  # the CT's noise may turn voxels near a threshold
+    assert [row["subject"] for row in quality] == [case.subject for case in cohort]
+    assert sum(quality[0][f"fraction_{name}"] for name in ("air", "soft", "bone")) == pytest.approx(1.0)
+
+
+def test_the_prepared_manifest_reads_back_with_labels_and_splits(cohort, tmp_path):
+    prepared, _ = prepare(cohort, tmp_path, labelling=REGISTERED, progress=False)
+    again = read_cases(tmp_path / "cohort.tsv")
+    assert [(c.subject, c.split, sorted(c.labels)) for c in again] == [
+        (c.subject, c.split, ["T1w"]) for c in prepared
+    ]
+
+
+def test_labels_know_their_ct_thresholds_and_quality(cohort, tmp_path):
+    prepared, _ = prepare(cohort[:1], tmp_path, labelling=REGISTERED, progress=False)
+    card = read_sidecar(prepared[0].labels["T1w"])
+    assert card["labels"]["2"] == "bone" and card["labels"]["255"] == "ignore"
+    assert card["provenance"]["labelling"]["thresholds_hu"] == [-500.0, 600.0]
+    assert card["provenance"]["ct"][0] == cohort[0].ct.name
+
+
+def test_a_second_run_does_nothing_again_and_other_thresholds_do(cohort, tmp_path):
+    prepared, quality = prepare(cohort[:1], tmp_path, labelling=REGISTERED, progress=False)
+    path = prepared[0].labels["T1w"]
+    first = path.stat().st_mtime_ns
+    _, same = prepare(cohort[:1], tmp_path, labelling=REGISTERED, progress=False)
+    assert path.stat().st_mtime_ns == first and same == quality
+    other = dataclasses.replace(REGISTERED, thresholds_hu=(-500.0, 300.0))
+    _, changed = prepare(cohort[:1], tmp_path, labelling=other, progress=False)
+    assert path.stat().st_mtime_ns > first
+    assert changed[0]["fraction_bone"] > quality[0]["fraction_bone"]
+
+
+def test_a_half_written_sidecar_is_made_again(cohort, tmp_path):
+    prepared, quality = prepare(cohort[:1], tmp_path, labelling=REGISTERED, progress=False)
+    path = prepared[0].labels["T1w"]
+    sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
+    sidecar.write_text(json.dumps(read_sidecar(path))[:40])
+    assert prepare(cohort[:1], tmp_path, labelling=REGISTERED, progress=False)[1] == quality
+    assert read_sidecar(path)["labels"]["0"] == "air"
+
+
+def test_a_displaced_ct_is_brought_back(tmp_path):
+    """10 mm and 4 degrees of motion leave few skull voxels in place; registered, most of them are."""
+    head = phantom.head(3, shape=(48, 56, 40))
+    image, truth = phantom.mr_image(head, "T1w"), phantom.attenuation_labels(head)
+    (ct_hu, ct_affine), _ = phantom.ct_image(head)
+    write_volume(tmp_path / "t1.nii.gz", *image)
+    write_volume(tmp_path / "ct.nii.gz", ct_hu, ct_affine)
+    (tmp_path / "cohort.tsv").write_text("subject\tT1w\tct\ns1\tt1.nii.gz\tct.nii.gz\n")
+    prepared, quality = prepare(
+        read_cases(tmp_path / "cohort.tsv"), tmp_path / "out", labelling=Labelling(), progress=False
+    )
+    made = read_labels(prepared[0].labels["T1w"])[0]
+    both = np.sum((made == 2) & (truth == 2))
+    assert 2 * both / (np.sum(made == 2) + np.sum(truth == 2)) > 0.7
+    assert quality[0]["mutual_information_after"] > quality[0]["mutual_information_before"]
+    assert (tmp_path / "out" / "pictures" / "s1_T1w.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "registrations" / "s1_T1w.json").exists()
+
+
+def test_a_subject_without_ct_is_named(cohort, tmp_path):
+    bare = dataclasses.replace(cohort[0], ct=None)
+    with pytest.raises(InputError, match=f"{bare.subject} needs a CT"):
+        prepare([bare], tmp_path, labelling=REGISTERED, progress=False)
+
+
+def test_a_ct_elsewhere_that_is_called_registered_is_refused_and_leaves_nothing(cohort, tmp_path):
+    moved = tmp_path / "ct.nii.gz"
+    write_volume(moved, np.linspace(-1000, 1000, 64, dtype=np.float32).reshape(4, 4, 4), np.eye(4))
+    case = dataclasses.replace(cohort[0], ct=moved)
+    with pytest.raises(InputError, match=f"{case.subject}, T1w: .*ct.nii.gz"):
+        prepare([case], tmp_path / "out", labelling=REGISTERED, progress=False)
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
