@@ -226,12 +226,13 @@ def _train(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     import numpy as np
 
+    from mrseg._files import writable_folder
     from mrseg.data.geometry import to_canonical, voxel_sizes
     from mrseg.data.io import nifti_path, read_volume, write_labels
     from mrseg.pictures import overlay, save_png
     from mrseg.segmenter import Segmenter
 
-    nifti_path(options.output)
+    writable_folder(nifti_path(options.output).parent)
     scan = read_volume(options.input)
     segmenter = Segmenter.load(options.segmenter)
     labels = np.asarray(segmenter(scan, progress=True).dataobj)

@@ -182,6 +182,7 @@ def fit(
     if not model.trainable_variables:
         raise error("fit needs something to train.", "a model whose layers are all frozen")
     _check_monitors(settings, validation is not None)
+    _check_kernels(model)
     _compile(model, settings, loss, class_names, steps=int(train.cardinality()))
     checkpoint = _Checkpoint(folder, settings, state, progress)
     if not state["finished"]:
@@ -218,11 +219,28 @@ def _compile(
 
 def _xla_pays() -> bool:
     """XLA on TensorFlow's CPU is several times slower in 3-D; JAX has nothing else."""
-    if keras.backend.backend() == "jax":
-        return True
-    import tensorflow as tf
+    return keras.backend.backend() == "jax" or _has_gpu()
 
-    return bool(tf.config.list_physical_devices("GPU"))
+
+def _has_gpu() -> bool:
+    return bool(keras.distribution.list_devices("gpu"))
+
+
+def _check_kernels(model: keras.Model) -> None:
+    """TensorFlow 2.21's CPU kernel of the bfloat16 filter gradient reads memory that nobody wrote where the first
+    spatial size is 2 (found by comparing Conv3DBackpropFilterV2 with float32): weights become NaN within steps.
+    """
+    if _has_gpu() or keras.backend.backend() != "tensorflow":
+        return
+    for layer in model.layers:
+        is_half = isinstance(layer, keras.layers.Conv3D) and layer.compute_dtype == "bfloat16"
+        if is_half and layer.trainable and layer.input.shape[1] == 2 and max(layer.kernel_size) > 1:
+            raise error(
+                "On a CPU, TensorFlow's bfloat16 gradient of a 3-D convolution is wrong where the first spatial "
+                "size is 2.",
+                f"layer {layer.name} with features of {tuple(layer.input.shape[1:-1])}",
+                "Take a patch that is larger along its first axis, or precision float32.",
+            )
 
 
 def _mode(monitor: str) -> str:

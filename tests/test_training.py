@@ -10,6 +10,7 @@ import pytest
 from mrseg._checks import InputError
 from mrseg.data.patches import Sampling
 from mrseg.data.pipeline import build_dataset
+from mrseg.models.islam2025 import unet
 from mrseg.models.mecheter2023 import se_unet3d
 from mrseg.training import EarlyStopping, Loss, Plateau, Training, epochs_done, fit, precision
 from mrseg.transfer.freezing import freeze
@@ -120,7 +121,15 @@ def test_the_best_epochs_weights_are_kept_when_asked_for(tmp_path):
     assert loss == pytest.approx(min(row["val_loss"] for row in history), rel=1e-4)
 
 
-def test_twenty_steps_in_bfloat16_end_within_two_percent_of_float32(tmp_path):
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: unet((32, 8, 8, 1), 3, filters=2, head="softmax"),
+        pytest.param(lambda: se_unet3d((32, 8, 8, 1), 3, filters=2), marks=pytest.mark.slow),
+    ],
+    ids=["unet", "se_unet3d"],
+)
+def test_twenty_steps_in_bfloat16_end_within_two_percent_of_float32(tmp_path, build):
     before = keras.config.dtype_policy()
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (32, 8, 8)).astype(np.uint8)
@@ -129,12 +138,22 @@ def test_twenty_steps_in_bfloat16_end_within_two_percent_of_float32(tmp_path):
     for name in ("float32", "mixed_bfloat16"):
         keras.utils.set_random_seed(0)
         with precision(name):
-            network = se_unet3d((32, 8, 8, 1), 3, filters=2)
+            network = build()
         settings = Training(epochs=10, batch_size=2, learning_rate=1e-3, precision=name)
         options = {"loss": Loss(), "class_names": CLASSES, "folder": tmp_path / name, "progress": False}
         last[name] = fit(network, batches, None, settings, **options)[-1]["loss"]
     assert last["mixed_bfloat16"] == pytest.approx(last["float32"], rel=0.02)
     assert keras.config.dtype_policy() == before
+
+
+def test_bfloat16_where_the_cpu_kernel_is_wrong_is_refused(tmp_path):
+    with precision("mixed_bfloat16"):
+        network = se_unet3d((16, 8, 8, 1), 3, filters=2)
+    labels = np.zeros((16, 8, 8), np.uint8)
+    batches = build_dataset([(labels.astype(np.float32), labels)] * 2, Sampling((16, 8, 8)), batch_size=2)
+    options = {"loss": Loss(), "class_names": CLASSES, "folder": tmp_path, "progress": False}
+    with pytest.raises(InputError, match=r"bottleneck_conv1 with features of \(2, 1, 1\).*float32"):
+        fit(network, batches, None, Training(epochs=1, precision="mixed_bfloat16"), **options)
 
 
 def test_the_global_policy_comes_back_even_after_an_error():

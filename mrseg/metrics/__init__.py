@@ -5,10 +5,19 @@ from mrseg._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "overlap": ["confusion_matrix", "dice", "jaccard", "precision", "recall", "scores", "specificity"],
-        "surface": ["assd", "hausdorff", "hd95", "mask_hausdorff", "surface_dice"],
-        "confidence": ["bootstrap_ci", "paired_test", "wald_ci"],
-        "streaming": ["for_classes"],
-        "losses": ["CategoricalCrossEntropy", "CategoricalDice", "DiceCrossEntropy"],
+        "overlap": [
+            "accuracy", "avd", "confusion_matrix", "dice", "jaccard", "mask_scores", "overall_accuracy",
+            "precision", "recall", "scores", "specificity",
+        ],
+        "surface": [
+            "SurfaceDistances", "assd", "hausdorff", "hd95", "hd95_in_plane", "mask_hausdorff",
+            "surface_dice", "surface_distances",
+        ],
+        "confidence": ["bootstrap_ci", "holm", "paired_test", "wald_ci"],
+        "streaming": ["Accuracy", "Dice", "Jaccard", "Precision", "Recall", "Specificity", "for_classes"],
+        "losses": [
+            "CategoricalCrossEntropy", "CategoricalDice", "CategoricalFocal", "CategoricalTversky",
+            "DiceCrossEntropy", "mean_loss_rates",
+        ],
     },
-)
+)  # fmt: skip
