@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         "--thresholds-hu", type=float, nargs=2, default=(-500.0, 600.0), metavar=("AIR", "BONE"),
         help="air is below the first, bone above the second (default: -500 600, as mecheter2023)",
     )  # fmt: skip
+    prepare.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)"
+    )
     prepare.add_argument("--registered", action="store_true", help="the CT lies on the MR grid already")
     prepare.add_argument("--seed", type=int, default=0, help="of the registration's random samples")
 
@@ -182,7 +185,7 @@ Writes scores.csv (subject, class, metric, value), a table with 95 % intervals, 
 def _demo(options: argparse.Namespace) -> None:
     from mrseg.demo import run_demo
 
-    page, text = run_demo(options.output, seed=options.seed)
+    page, text = run_demo(options.output, seed=options.seed, workers=os.cpu_count() or 1)
     print(f"\n{text}\n\nreport: {page}")
 
 
@@ -193,7 +196,9 @@ def _prepare(options: argparse.Namespace) -> None:
 
     stages = () if options.registered else ("rigid", "bspline")
     labelling = Labelling(tuple(options.thresholds_hu), stages, options.seed)
-    cases, quality = prepare(read_cases(options.manifest), options.output, labelling=labelling)
+    cases, quality = prepare(
+        read_cases(options.manifest), options.output, labelling=labelling, workers=options.workers
+    )
     write_csv(quality, options.output / "quality.csv")
     print(f"{len(quality)} scans of {len(cases)} subjects labelled: {options.output / 'cohort.tsv'}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from mrseg._files import writable_folder
 from mrseg.data.cases import Case, read_cases, select
@@ -18,7 +19,7 @@ from mrseg.evaluation import Row, evaluate, summarize
 from mrseg.formats import to_text, write_csv
 from mrseg.pages import INTERVALS, case_picture, mean_dice
 from mrseg.plots import dot_plot, learning_curves, to_svg
-from mrseg.preparation import prepare
+from mrseg.preparation import Labelling, prepare
 from mrseg.recipes.loader import Recipe, Transfer, load_recipe
 from mrseg.recipes.runner import train_recipe, versions
 from mrseg.report import Details, Picture, Section, write_report
@@ -43,15 +44,20 @@ NOTICE = (
     "they say nothing about how well it does on patients."
 )
 SHAPE = (64, 72, 48)
+#: The phantom's CT is displaced rigidly; `mrseg prepare` adds the B-spline that living heads need.
+LABELLING = Labelling(stages=("rigid",))
 
 
-def run_demo(output: str | Path = "runs/demo", *, seed: int = 0, progress: bool = True) -> tuple[Path, str]:
+def run_demo(
+    output: str | Path = "runs/demo", *, seed: int = 0, workers: int = 1, progress: bool = True
+) -> tuple[Path, str]:
     """Runs the demo, or goes on where an interrupted one stopped.
 
     Args:
         output: folder for scans, labels, trainings, ``segmenter/`` (the best), ``report.html`` and a label
             map.
         seed: of heads and trainings.
+        workers: processes for the registrations, as `prepare` takes them.
         progress: show bars.
 
     Returns:
@@ -59,11 +65,12 @@ def run_demo(output: str | Path = "runs/demo", *, seed: int = 0, progress: bool 
     """
     output = writable_folder(output)
     began = time.perf_counter()
-    cases, quality = _prepare_cohorts(output, seed, progress)
+    cases, quality = _prepare_cohorts(output, seed, workers, progress)
     t1, rows, seconds = _train_t1(output, cases, seed, progress)
     best: tuple[float, str, Segmenter] | None = None
     for name, transfer in MECHANISMS.items():
-        recipe = _seeded(dataclasses.replace(load_recipe("phantom_t2"), name=name, transfer=transfer), seed)
+        page = "phantom_hybrid" if transfer.mechanism == "hybrid" else "phantom_t2"
+        recipe = _seeded(dataclasses.replace(load_recipe(page), name=name, transfer=transfer), seed)
         started = time.perf_counter()
         segmenter = train_recipe(
             recipe, cases["t2"], output / "trainings" / name, source=t1, progress=progress
@@ -83,26 +90,37 @@ def run_demo(output: str | Path = "runs/demo", *, seed: int = 0, progress: bool 
     return page, f"{text}\nlabel map: {label_map}"
 
 
-def _prepare_cohorts(output: Path, seed: int, progress: bool) -> tuple[dict[str, list[Case]], list[Row]]:
+def _prepare_cohorts(
+    output: Path, seed: int, workers: int, progress: bool
+) -> tuple[dict[str, list[Case]], list[Row]]:
     """T1-w heads and T2-w heads to train on, and heads with both to test on; every CT is unregistered."""
-    wanted: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
-        "t1": ({"train": 8}, ("T1w",)),
-        "t2": ({"train": 4}, ("T2w",)),
-        "test": ({"test": 3}, ("T1w", "T2w")),
+    cohorts: dict[str, tuple[str, int, tuple[str, ...]]] = {
+        "t1": ("train", 6, ("T1w",)),
+        "t2": ("train", 3, ("T2w",)),
+        "test": ("test", 3, ("T1w", "T2w")),
     }
-    prepared: dict[str, list[Case]] = {}
-    quality: list[Row] = []
-    for number, (name, (subjects, sequences)) in enumerate(wanted.items()):
+    raw: list[Case] = []
+    for number, (name, (split, subjects, sequences)) in enumerate(
+        tqdm(cohorts.items(), desc="making heads", unit="cohort", disable=not progress)
+    ):
         manifest = output / "scans" / name / "cohort.tsv"
         if not manifest.exists():
             write_cohort(
-                manifest.parent, subjects=subjects, sequences=sequences, shape=SHAPE, seed=10 * seed + number
+                manifest.parent,
+                subjects={split: subjects},
+                sequences=sequences,
+                shape=SHAPE,
+                seed=len(cohorts) * seed + number,
             )
-        raw = [dataclasses.replace(c, subject=f"{name}-{c.subject}") for c in read_cases(manifest)]
-        prepared[name], some = prepare(raw, output / "prepared" / name, progress=progress)
-        quality += some
-    test = prepared.pop("test")
-    return {name: cases + test for name, cases in prepared.items()}, quality
+        raw += [dataclasses.replace(c, subject=f"{name}-{c.subject}") for c in read_cases(manifest)]
+    cases, quality = prepare(
+        raw, output / "prepared", labelling=LABELLING, workers=workers, progress=progress
+    )
+
+    def of(*names: str) -> list[Case]:
+        return [case for case in cases if case.subject.split("-")[0] in names]
+
+    return {"t1": of("t1", "test"), "t2": of("t2", "test")}, quality
 
 
 def _train_t1(
@@ -215,7 +233,7 @@ def _write_page(
     groups = (output / "trainings" / best / "transfer.txt").read_text().split("\n\n")[-1]
     checks = [
         Picture(f"{path.stem}: outline of the CT's bone on the MR scan.", path.read_bytes())
-        for path in sorted((output / "prepared").glob("*/pictures/*.png"))[:2]
+        for path in sorted((output / "prepared").glob("pictures/*.png"))[:2]
     ]
     sections = [
         Section("Results", (results, Picture("Every dot is a test head.", to_svg(dots)))),
@@ -234,7 +252,7 @@ def _write_page(
             "command": f"mrseg demo --seed {seed}",
             "seed": seed,
             "seconds": round(seconds),
-            "recipes": "phantom_t1, phantom_t2",
+            "recipes": "phantom_t1, phantom_t2, phantom_hybrid",
             "versions": versions(),
         },
     )

@@ -6,9 +6,13 @@ Sources: mecheter2020 and mecheter2023 section 3.2 (Elastix: rigid Euler, then B
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +38,11 @@ class Labelling:
         thresholds_hu: below the first is air, above the second bone.
         stages: of the registration; empty for CT that lies on the MR scan's grid already.
         seed: of the registration's random samples.
-        threads: of the registration; another number gives slightly different labels.
     """
 
     thresholds_hu: tuple[float, float] = (-500.0, 600.0)
     stages: tuple[str, ...] = ("rigid", "bspline")
     seed: int = 0
-    threads: int = 2
 
 
 def prepare(
@@ -48,6 +50,7 @@ def prepare(
     output: str | Path,
     *,
     labelling: Labelling = Labelling(),
+    workers: int = 1,
     progress: bool = True,
 ) -> tuple[list[Case], list[Row]]:
     """Makes attenuation labels (air, soft, bone) on the grid of every MR scan of every case that has a CT.
@@ -59,6 +62,8 @@ def prepare(
         output: folder for ``labels/`` (NIfTI and sidecars), ``pictures/``, ``registrations/`` and
             ``cohort.tsv``.
         labelling: thresholds and registration.
+        workers: processes that share the scans; more than one needs a script with the guard
+            ``if __name__ == "__main__"``. The labels do not depend on it.
         progress: show a bar.
 
     Returns:
@@ -69,51 +74,85 @@ def prepare(
         InputError: a case has no CT; a registration failed; nothing of that scan is written.
     """
     output = writable_folder(output)
-    prepared, quality = [], []
-    scans = sum(len(case.images) for case in cases)
-    with tqdm(total=scans, desc="preparing", unit="scan", disable=not progress) as bar:
-        for case in cases:
-            if case.ct is None:
-                raise error(
-                    f"Subject {case.subject} needs a CT to make labels from.", "none", "Add a column 'ct'."
-                )
-            labels = {}
-            for sequence, image in case.images.items():
-                bar.set_postfix_str(f"{case.subject} {sequence}")
-                stem = f"{case.subject}_{sequence}"
-                files = _Files(
-                    output / "labels" / f"{stem}_dseg.nii.gz",
-                    output / "pictures" / f"{stem}.png",
-                    output / "registrations" / f"{stem}.json",
-                )
-                row = _done_already(files.labels, image, case.ct, labelling)
-                if row is None:
-                    try:
-                        row = _label_scan(image, case.ct, files, labelling)
-                    except InputError as reason:
-                        raise InputError(f"Subject {case.subject}, {sequence}: {reason}") from reason
-                labels[sequence] = files.labels
-                quality.append({"subject": case.subject, "sequence": sequence, **row})
-                bar.update()
-            prepared.append(dataclasses.replace(case, labels=labels))
+    for case in cases:
+        if case.ct is None:
+            raise error(
+                f"Subject {case.subject} needs a CT to make labels from.", "none", "Add a column 'ct'."
+            )
+    scans = [
+        _Scan(case.subject, name, image, case.ct, output)
+        for case in cases
+        for name, image in case.images.items()
+        if case.ct
+    ]
+    job = functools.partial(_prepare_scan, labelling=labelling)
+    with contextlib.ExitStack() as stack:
+        results: Iterable[Row] = map(job, scans)
+        if workers > 1:
+            # Fresh processes: ITK and TensorFlow survive no fork.
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
+            results = pool.map(job, scans)
+        bar = tqdm(results, total=len(scans), desc="preparing", unit="scan", disable=not progress)
+        quality = list(bar)
+    labels = {(scan.subject, scan.sequence): scan.labels for scan in scans}
+    prepared = [
+        dataclasses.replace(case, labels={name: labels[case.subject, name] for name in case.images})
+        for case in cases
+    ]
     write_cases(prepared, output / "cohort.tsv")
     return prepared, quality
 
 
-def _label_scan(image: Path, ct: Path, files: _Files, labelling: Labelling) -> Row:
-    mr, ct_volume = read_volume(image), read_ct(ct)
+@dataclasses.dataclass(frozen=True)
+class _Scan:
+    """One scan to label, and where its results go."""
+
+    subject: str
+    sequence: str
+    image: Path
+    ct: Path
+    output: Path
+
+    @property
+    def stem(self) -> str:
+        return f"{self.subject}_{self.sequence}"
+
+    @property
+    def labels(self) -> Path:
+        return self.output / "labels" / f"{self.stem}_dseg.nii.gz"
+
+    @property
+    def picture(self) -> Path:
+        return self.output / "pictures" / f"{self.stem}.png"
+
+    @property
+    def registration(self) -> Path:
+        return self.output / "registrations" / f"{self.stem}.json"
+
+
+def _prepare_scan(scan: _Scan, labelling: Labelling) -> Row:
+    row = _done_already(scan, labelling)
+    if row is None:
+        try:
+            row = _label_scan(scan, labelling)
+        except InputError as reason:
+            raise InputError(f"Subject {scan.subject}, {scan.sequence}: {reason}") from reason
+    return {"subject": scan.subject, "sequence": scan.sequence, **row}
+
+
+def _label_scan(scan: _Scan, labelling: Labelling) -> Row:
+    mr, ct_volume = read_volume(scan.image), read_ct(scan.ct)
     row: Row = {"shape": "x".join(map(str, mr[0].shape))}
     row["spacing_mm"] = "x".join(f"{size:.3g}" for size in voxel_sizes(mr[1]))
     if labelling.stages:
-        registration = register(
-            mr, ct_volume, stages=labelling.stages, seed=labelling.seed, threads=labelling.threads
-        )
+        registration = register(mr, ct_volume, stages=labelling.stages, seed=labelling.seed)
         check_quality(registration)
         ct_hu = apply_transform(registration, ct_volume, (mr[0].shape, mr[1]))
         row.update(registration.quality)
-        save_registration(registration, files.registration)
+        save_registration(registration, scan.registration)
     else:
-        check_same_grid(str(image), mr, str(ct), ct_volume)
+        check_same_grid(str(scan.image), mr, str(scan.ct), ct_volume)
         ct_hu = ct_volume[0]
     labels = hu_to_labels(ct_hu, thresholds_hu=labelling.thresholds_hu)
     fractions = class_fractions(labels, len(ATTENUATION_CLASSES))
@@ -123,33 +162,28 @@ def _label_scan(image: Path, ct: Path, files: _Files, labelling: Labelling) -> R
         {"CT on the MR grid": to_canonical((ct_hu, mr[1]))[0]},
         spacing_mm=voxel_sizes(to_canonical(mr)[1]),
         threshold_hu=labelling.thresholds_hu[1],
-        title=files.picture.stem,
+        title=scan.picture.stem,
     )
-    save_png(figure, files.picture, dpi=100)
-    provenance = {**_sources(image, ct, labelling), "quality": row}
-    write_labels(files.labels, labels, mr[1], ATTENUATION_CLASSES, provenance)
+    save_png(figure, scan.picture, dpi=100)
+    provenance = {**_sources(scan, labelling), "quality": row}
+    write_labels(scan.labels, labels, mr[1], ATTENUATION_CLASSES, provenance)
     return row
 
 
-@dataclasses.dataclass(frozen=True)
-class _Files:
-    labels: Path
-    picture: Path
-    registration: Path
-
-
-def _sources(image: Path, ct: Path, labelling: Labelling) -> dict[str, Any]:
-    files = {role: [file.name, file.stat().st_size] for role, file in (("image", image), ("ct", ct))}
+def _sources(scan: _Scan, labelling: Labelling) -> dict[str, Any]:
+    files = {
+        role: [file.name, file.stat().st_size] for role, file in (("image", scan.image), ("ct", scan.ct))
+    }
     return json.loads(json.dumps({**files, "labelling": dataclasses.asdict(labelling)}))
 
 
-def _done_already(path: Path, image: Path, ct: Path, labelling: Labelling) -> Row | None:
+def _done_already(scan: _Scan, labelling: Labelling) -> Row | None:
     """The quality row of labels that were made from the same files in the same way, else None."""
-    if not path.exists():
+    if not scan.labels.exists():
         return None
     try:
-        made = read_sidecar(path)["provenance"]
+        made = read_sidecar(scan.labels)["provenance"]
     except (FileNotFoundError, InputError, KeyError):
         return None
-    wanted = _sources(image, ct, labelling)
+    wanted = _sources(scan, labelling)
     return made["quality"] if all(made.get(key) == value for key, value in wanted.items()) else None

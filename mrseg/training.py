@@ -236,8 +236,8 @@ def _check_kernels(model: keras.Model) -> None:
         is_half = isinstance(layer, keras.layers.Conv3D) and layer.compute_dtype == "bfloat16"
         if is_half and layer.trainable and layer.input.shape[1] == 2 and max(layer.kernel_size) > 1:
             raise error(
-                "On a CPU, TensorFlow's bfloat16 gradient of a 3-D convolution is wrong where the first spatial "
-                "size is 2.",
+                "On a CPU, TensorFlow's bfloat16 gradient of a 3-D convolution is wrong where the first "
+                "spatial size is 2.",
                 f"layer {layer.name} with features of {tuple(layer.input.shape[1:-1])}",
                 "Take a patch that is larger along its first axis, or precision float32.",
             )

@@ -16,10 +16,7 @@ from mrseg.data import phantom
 from mrseg.data.io import write_volume
 
 COMMANDS = ("demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes")
-TINY = (
-    "--set sampling.patch_shape=[16,16,16] --set sampling.patches_per_volume=2 --set training.epochs=1 "
-    "--set training.batch_size=2 --set network.arguments.filters=2 --set preprocessing.spacing_mm=[9.0,9.0,9.0]"
-).split()
+TINY = ["--set", "sampling.patch_shape=[16,16,16]", "--set", "sampling.patches_per_volume=2", "--set", "training.epochs=1", "--set", "training.batch_size=2", "--set", "network.arguments.filters=2", "--set", "preprocessing.spacing_mm=[9.0,9.0,9.0]"]
 
 
 def run(*arguments):
@@ -70,7 +67,14 @@ def test_help_of_every_command_teaches(command, capsys):
 def test_prepare_train_and_transfer_leave_what_they_promise(house):
     for part in ("labels", "pictures", "cohort.tsv", "quality.csv"):
         assert (house / "data" / part).exists()
-    for part in ("segmenter/segmenter.json", "recipe.yaml", "log.csv", "scores.csv", "report.html", "transfer.txt"):
+    for part in (
+        "segmenter/segmenter.json",
+        "recipe.yaml",
+        "log.csv",
+        "scores.csv",
+        "report.html",
+        "transfer.txt",
+    ):
         assert (house / "t2" / part).exists()
     card = json.loads((house / "t2/segmenter/segmenter.json").read_text())
     assert card["sequence"] == "T2w"
@@ -141,7 +145,9 @@ def bad_scan(kind: str, folder: Path) -> Path:
 def test_a_bad_scan_is_one_clear_line_and_nothing_is_written(kind, house, tmp_path, capsys):
     scan = bad_scan(kind, tmp_path)
     out = tmp_path / "out" / "labels.nii.gz"
-    message = refused(capsys, "predict", "--segmenter", house / "t1/segmenter", "--input", scan, "--output", out)
+    message = refused(
+        capsys, "predict", "--segmenter", house / "t1/segmenter", "--input", scan, "--output", out
+    )
     assert "scan.nii.gz" in message
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
@@ -164,7 +170,14 @@ def test_a_patch_larger_than_the_volume_is_refused_in_training(house, tmp_path, 
 def test_an_output_name_that_is_no_nifti_is_refused_before_any_work(house, tmp_path, capsys):
     scan = next((house / "raw").rglob("*T1w.nii.gz"))
     message = refused(
-        capsys, "predict", "--segmenter", house / "t1/segmenter", "--input", scan, "--output", tmp_path / "x.png"
+        capsys,
+        "predict",
+        "--segmenter",
+        house / "t1/segmenter",
+        "--input",
+        scan,
+        "--output",
+        tmp_path / "x.png",
     )
     assert ".nii.gz" in message
 
@@ -191,7 +204,9 @@ def test_an_output_folder_that_cannot_be_made_is_named(house, tmp_path, capsys):
 def test_a_bad_manifest_is_one_clear_line(table, words, tmp_path, capsys):
     write_volume(tmp_path / "a.nii.gz", np.arange(27, dtype=np.float32).reshape(3, 3, 3), np.eye(4))
     (tmp_path / "cohort.tsv").write_text(table)
-    message = refused(capsys, "train", "phantom_t1", "--data", tmp_path / "cohort.tsv", "--output", tmp_path / "o")
+    message = refused(
+        capsys, "train", "phantom_t1", "--data", tmp_path / "cohort.tsv", "--output", tmp_path / "o"
+    )
     for word in words:
         assert word in message
 
@@ -219,7 +234,9 @@ def test_import_takes_under_a_third_of_a_second_and_loads_neither_tensorflow_nor
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     runs = [
-        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        ).stdout
         for _ in range(3)
     ]
     assert min(float(out.split()[0]) for out in runs) < 0.3

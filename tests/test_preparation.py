@@ -19,7 +19,9 @@ REGISTERED = Labelling(stages=())
 def cohort(tmp_path_factory):
     """Two heads with their CT in place on the MR grid, and the true labels beside."""
     folder = tmp_path_factory.mktemp("cohort")
-    manifest = phantom.write_cohort(folder, subjects={"train": 1, "test": 1}, shape=(24, 24, 20), registered=True)
+    manifest = phantom.write_cohort(
+        folder, subjects={"train": 1, "test": 1}, shape=(24, 24, 20), registered=True
+    )
     return read_cases(manifest)
 
 

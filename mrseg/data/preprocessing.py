@@ -81,13 +81,12 @@ class Preprocessing:
             (*native_shape, classes) float32 in the scan's orientation; voxels outside the working grid are
             class 0.
         """
-        _, canonical_affine = to_canonical((np.empty(native_shape, np.bool_), native_affine))
-        canonical_shape = to_canonical((np.empty(native_shape, np.bool_), native_affine))[0].shape
+        template, canonical_affine = to_canonical((np.empty(native_shape, np.bool_), native_affine))
         native = np.empty((*native_shape, probabilities.shape[-1]), np.float32)
         for c in range(probabilities.shape[-1]):
             channel = _onto(
                 (probabilities[..., c], affine),
-                canonical_shape,
+                template.shape,
                 canonical_affine,
                 order=1,
                 fill=float(c == 0),
