@@ -16,7 +16,8 @@
 # We make synthetic heads, make labels from their CT, train a small network on T1-w, see it fail on T2-w, and
 # carry it over with a few T2-w heads.
 #
-# The heads are made by code. The figures below show how the software is used. They say nothing about patients.
+# The heads are made by code. The figures below show how the software is used; they say nothing about
+# patients.
 
 # %%
 import tempfile
@@ -31,6 +32,7 @@ from mrseg.data.labels import ATTENUATION_CLASSES
 from mrseg.pictures import View, comparison, overlay
 
 keras.utils.set_random_seed(0)
+plt.switch_backend(plt.get_backend())  # now, so that a notebook shows the first figure too
 plt.rcParams["figure.dpi"] = 60  # small pictures
 scratch = tempfile.TemporaryDirectory()
 folder = Path(scratch.name)
@@ -56,8 +58,8 @@ cases = mrseg.data.read_cases(manifest)
 # %% [markdown]
 # ## 2. Labels from CT
 #
-# Below -500 HU is air, above 600 HU is bone, all else is soft tissue. The phantom knows the true labels as well:
-# the noise of the CT moves few voxels to another class.
+# Below -500 HU is air, above 600 HU is bone, all else is soft tissue. The phantom knows the true labels as
+# well: the noise of the CT moves few voxels to another class.
 
 # %%
 head = cases[0]
@@ -72,8 +74,8 @@ overlay(t1, labels, class_names=ATTENUATION_CLASSES, spacing_mm=spacing_mm, titl
 # %% [markdown]
 # ## 3. Data for the network
 #
-# `Preprocessing` brings a scan onto the network's grid, `Sampling` says which patches the network sees. Both are
-# stored with the weights, so that a scan meets the same at prediction.
+# `Preprocessing` brings a scan onto the network's grid, `Sampling` says which patches the network sees. Both
+# are stored with the weights, so that a scan meets the same at prediction.
 
 # %%
 preprocessing = mrseg.data.Preprocessing(grid="spacing", spacing_mm=(5.0, 5.0, 5.0), normalization="lcn")
@@ -81,7 +83,7 @@ sampling = mrseg.data.Sampling(patch_shape=(24, 24, 24), overlap=0.5, patches_pe
 
 
 def batches(sequence):
-    """Shuffled batches of the training heads, without end of variety: new patches in every epoch."""
+    """Batches of patches of the training heads, other patches in every epoch."""
     train = mrseg.data.select(cases, "train")
     examples = mrseg.data.load_examples(train, sequence, preprocessing, num_classes=3)
     return mrseg.data.build_dataset(examples, sampling, batch_size=4, seed=0)
@@ -146,8 +148,8 @@ dice
 # %% [markdown]
 # ## 6. The way to T2-w
 #
-# Conservative fine-tuning: the last 9 convolutions (the decoder) and the head train on T2-w, all else stays as it
-# was, bit for bit. The report says what trains.
+# Conservative fine-tuning: the last 9 convolutions (the decoder) and the head train on T2-w, all else stays
+# as it was, bit for bit. The report says what trains.
 
 # %%
 model = mrseg.models.se_unet3d((24, 24, 24, 1), num_classes=3, filters=8)
@@ -165,9 +167,9 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# The hybrid has two encoders side by side: `adapted_encoder1` and so on keep the T1-w weights and stay frozen, a new
-# encoder learns T2-w from nothing, one decoder follows. It needs more steps than this page takes; `mrseg demo`
-# trains it with each of its four fusions.
+# The hybrid has two encoders side by side: `adapted_encoder1` and so on keep the T1-w weights and stay
+# frozen, a new encoder learns T2-w from nothing, one decoder follows. It needs more steps than this page
+# takes; `mrseg demo` trains it with each of its four fusions.
 
 # %%
 print(mrseg.transfer.groups(mrseg.transfer.hybrid(t1_model, fuse="multiply")))
@@ -208,12 +210,12 @@ sorted(path.name for path in (folder / "segmenter").iterdir())
 #
 # - A manifest lists scans; `read_cases` reads it. Labels come from CT by `hu_to_labels`.
 # - `Preprocessing` and `Sampling` travel with the network in a `Segmenter`.
-# - Builders return `keras.Model`; `train_last`, `freeze`, `load_weights` and `hybrid` carry a network over and
-#   report what they did.
+# - Builders return `keras.Model`; `train_last`, `freeze`, `load_weights` and `hybrid` carry a network over.
+#   `groups` shows what trains.
 # - `evaluate` gives tidy rows on the scans' own grid.
 #
-# The same with schedules, checkpoints and a report: `mrseg demo`, or `mrseg train` and `mrseg transfer` with a
-# recipe.
+# The same with schedules, checkpoints and a report: `mrseg demo`, or `mrseg train` and `mrseg transfer` with
+# a recipe.
 
 # %%
 print(f"{'Dice of bone, two synthetic test heads':40}")

@@ -1,7 +1,7 @@
 """Makes the notebooks of this folder from its numbered scripts, and runs them.
 
     python examples/build_notebooks.py            writes examples/*.ipynb, executed
-    python examples/build_notebooks.py --check    executes into a temporary folder; fails if a committed notebook
+    python examples/build_notebooks.py --check    executes into a temporary folder; fails if a notebook here
                                                   does not hold the source of its script
 
 Needs the extra ``notebooks``: pip install 'mrseg[notebooks]'.
@@ -49,7 +49,7 @@ def executed(script: Path) -> Any:
 
     notebook = converted(script)
     path = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "-1")}
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}
     before = dict(os.environ)
     os.environ.update(quiet | {"PYTHONPATH": path})
     try:
@@ -75,8 +75,8 @@ def is_stale(script: Path) -> bool:
     """Whether the notebook beside the script is missing or holds another source."""
     import nbformat
 
-    notebook = script.with_suffix(".ipynb")
-    return not notebook.exists() or sources(nbformat.read(notebook, as_version=4)) != sources(converted(script))
+    path = script.with_suffix(".ipynb")
+    return not path.exists() or sources(nbformat.read(path, as_version=4)) != sources(converted(script))
 
 
 def build(script: Path, folder: Path) -> Path:
@@ -85,8 +85,9 @@ def build(script: Path, folder: Path) -> Path:
 
     target = folder / script.with_suffix(".ipynb").name
     nbformat.write(executed(script), target)
-    if target.stat().st_size > LARGEST_BYTES:
-        sys.exit(f"{target.name} has {target.stat().st_size:,} bytes, more than {LARGEST_BYTES:,}: smaller pictures.")
+    size = target.stat().st_size
+    if size > LARGEST_BYTES:
+        sys.exit(f"{target.name} has {size:,} bytes, more than {LARGEST_BYTES:,}: take smaller pictures.")
     return target
 
 

@@ -79,7 +79,8 @@ def register(
             head and 10 mm around it (``geometry.head_mask``), or everywhere if less than 5 % of the image
             looks like a head.
         seed: >= 0, of the random samples.
-        threads: of elastix; more are faster, and another number of threads gives slightly different sums.
+        threads: of the rigid stage (the B-spline stage runs in one, see its parameter file); another number
+            gives slightly different sums.
         overrides: stage -> {elastix parameter: value or list of values}, laid over the parameter file of the
             stage, for instance ``{"bspline": {"MaximumNumberOfIterations": 2000, "NumberOfSpatialSamples":
             4096}}``.
