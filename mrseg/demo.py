@@ -79,8 +79,8 @@ def run_demo(
     t1, rows, seconds = _train_t1(output, cases, seed, progress)
     best: tuple[float, str, Segmenter] | None = None
     for name, transfer in MECHANISMS.items():
-        page = "phantom_hybrid" if transfer.mechanism == "hybrid" else "phantom_t2"
-        recipe = _seeded(dataclasses.replace(load_recipe(page), name=name, transfer=transfer), seed)
+        base = load_recipe("phantom_hybrid" if transfer.mechanism == "hybrid" else "phantom_t2")
+        recipe = _seeded(dataclasses.replace(base, name=name, transfer=transfer), seed)
         started = time.perf_counter()
         segmenter = train_recipe(
             recipe, cases["t2"], output / "trainings" / name, source=t1, progress=progress
@@ -183,8 +183,8 @@ def _results_table(
         *by_class(shown, metrics=metrics, classes=("bone", "soft", "air"), extra=extra),
         caption="Three T2-w test heads against labels from CT.",
         reference=[REFERENCE],
-        note="Value and +-: all voxels of all subjects together, with the 95 % Wald half-width of mecheter2023, "
-        "too narrow since voxels are not independent. Brackets: 95 % bootstrap of the mean over subjects.",
+        note="Value and +-: all voxels of all subjects together, with the 95 % Wald half-width of "
+        "mecheter2023, too narrow since voxels are not independent. Brackets: 95 % bootstrap of the mean over subjects.",
     )
 
 

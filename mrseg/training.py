@@ -227,8 +227,10 @@ def _has_gpu() -> bool:
 
 
 def _check_kernels(model: keras.Model) -> None:
-    """TensorFlow 2.21's CPU kernel of the bfloat16 filter gradient reads memory that nobody wrote where the first
-    spatial size is 2 (found by comparing Conv3DBackpropFilterV2 with float32): weights become NaN within steps.
+    """Refuses what TensorFlow 2.21 computes wrongly on a CPU.
+
+    Its kernel of the bfloat16 filter gradient reads memory that nobody wrote where the first spatial size is 2
+    (seen by comparing Conv3DBackpropFilterV2 with float32): weights become NaN within a few steps.
     """
     if _has_gpu() or keras.backend.backend() != "tensorflow":
         return
