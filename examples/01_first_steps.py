@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # First steps: from T1-w to T2-w in one minute
+# # First steps: from T1-w to T2-w in a minute
 #
 # We make synthetic heads, make labels from their CT, train a small network on T1-w, see it fail on T2-w, and
 # carry it over with a few T2-w heads.

@@ -184,7 +184,8 @@ def _results_table(
         caption="Three T2-w test heads against labels from CT.",
         reference=[REFERENCE],
         note="Value and +-: all voxels of all subjects together, with the 95 % Wald half-width of "
-        "mecheter2023, too narrow since voxels are not independent. Brackets: 95 % bootstrap of the mean over subjects.",
+        "mecheter2023, too narrow since voxels are not independent. "
+        "Brackets: 95 % bootstrap of the mean over subjects.",
     )
 
 

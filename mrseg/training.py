@@ -229,8 +229,8 @@ def _has_gpu() -> bool:
 def _check_kernels(model: keras.Model) -> None:
     """Refuses what TensorFlow 2.21 computes wrongly on a CPU.
 
-    Its kernel of the bfloat16 filter gradient reads memory that nobody wrote where the first spatial size is 2
-    (seen by comparing Conv3DBackpropFilterV2 with float32): weights become NaN within a few steps.
+    Its kernel of the bfloat16 filter gradient reads memory that nobody wrote where the first spatial size
+    is 2 (seen by comparing Conv3DBackpropFilterV2 with float32): weights become NaN within a few steps.
     """
     if _has_gpu() or keras.backend.backend() != "tensorflow":
         return
@@ -238,8 +238,8 @@ def _check_kernels(model: keras.Model) -> None:
         is_half = isinstance(layer, keras.layers.Conv3D) and layer.compute_dtype == "bfloat16"
         if is_half and layer.trainable and layer.input.shape[1] == 2 and max(layer.kernel_size) > 1:
             raise error(
-                "On a CPU, TensorFlow's bfloat16 gradient of a 3-D convolution is wrong where the first "
-                "spatial size is 2.",
+                "TensorFlow's bfloat16 gradient of a 3-D convolution is wrong on a CPU "
+                "where the first spatial size is 2.",
                 f"layer {layer.name} with features of {tuple(layer.input.shape[1:-1])}",
                 "Take a patch that is larger along its first axis, or precision float32.",
             )

@@ -16,7 +16,20 @@ from mrseg.data import phantom
 from mrseg.data.io import write_volume
 
 COMMANDS = ("demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes")
-TINY = ["--set", "sampling.patch_shape=[16,16,16]", "--set", "sampling.patches_per_volume=2", "--set", "training.epochs=1", "--set", "training.batch_size=2", "--set", "network.arguments.filters=2", "--set", "preprocessing.spacing_mm=[9.0,9.0,9.0]"]
+TINY = [
+    "--set",
+    "sampling.patch_shape=[16,16,16]",
+    "--set",
+    "sampling.patches_per_volume=2",
+    "--set",
+    "training.epochs=1",
+    "--set",
+    "training.batch_size=2",
+    "--set",
+    "network.arguments.filters=2",
+    "--set",
+    "preprocessing.spacing_mm=[9.0,9.0,9.0]",
+]
 
 
 def run(*arguments):

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import nibabel as nib
@@ -12,6 +16,7 @@ from mrseg._checks import InputError
 from mrseg.data.io import write_volume
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
+from mrseg.models.mecheter2023 import se_unet3d
 from mrseg.segmenter import Segmenter
 
 LPS = np.array([[-1.0, 0, 0, 20], [0, -1.5, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
@@ -110,3 +115,14 @@ def test_a_damaged_card_is_refused_with_its_name(tmp_path, damage):
 def test_every_channel_needs_a_name():
     with pytest.raises(InputError, match="2 channels"):
         segmenter(class_names=("a", "b", "c"))
+
+
+def test_a_fresh_process_loads_a_network_with_layers_of_our_own(tmp_path):
+    model = se_unet3d((8, 8, 8, 1), 2, filters=2)
+    segmenter(model=model).save(tmp_path / "s")
+    code = f"import mrseg; print(mrseg.Segmenter.load({str(tmp_path / 's')!r}).class_names)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "bright" in done.stdout

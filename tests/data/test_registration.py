@@ -62,7 +62,11 @@ def small():
     image, mr_affine = phantom.mr_image(subject, "T1w")
     flip = np.diag([-1.0, 1.0, 1.0, 1.0])
     flip[0, 3] = image.shape[0] - 1
-    return (image[::-1].transpose(1, 0, 2), turn @ mr_affine @ flip @ np.eye(4)[[1, 0, 2, 3]]), (ct_hu, affine), turn
+    return (
+        (image[::-1].transpose(1, 0, 2), turn @ mr_affine @ flip @ np.eye(4)[[1, 0, 2, 3]]),
+        (ct_hu, affine),
+        turn,
+    )
 
 
 def error_mm(found, points_mm, truth_mm):
@@ -102,7 +106,7 @@ def test_rigid_leaves_less_than_2_5_mm_of_a_misalignment_with_a_warp_it_cannot_r
     assert error_mm(rigid, points_mm, truth_mm) < 2.5
 
 
-def test_bspline_halves_neither_nor_folds_space_and_comes_closer_than_rigid(scans, rigid, deformed):
+def test_bspline_comes_closer_than_rigid_without_folding_space(scans, rigid, deformed):
     _, _, points_mm, truth_mm = scans
     assert error_mm(deformed, points_mm, truth_mm) < 0.85 * error_mm(rigid, points_mm, truth_mm)
     assert 0.5 < deformed.quality["jacobian_min"] <= 1.0 <= deformed.quality["jacobian_max"] < 2.0
@@ -149,7 +153,9 @@ def test_nan_in_the_ct_does_not_stop_the_search_and_comes_out_as_ignore_label(sm
     fixed, (ct_hu, affine), _ = small
     cut = ct_hu.copy()
     cut[:, :, : ct_hu.shape[2] // 4] = np.nan
-    found = registration.register(fixed, (cut, affine), stages=("rigid",), overrides={"rigid": QUICK["rigid"]})
+    found = registration.register(
+        fixed, (cut, affine), stages=("rigid",), overrides={"rigid": QUICK["rigid"]}
+    )
     on_mr = registration.apply_transform(found, (cut, affine), (fixed[0].shape, fixed[1]))
     whole = registration.apply_transform(found, (ct_hu, affine), (fixed[0].shape, fixed[1]))
     assert on_mr.dtype == np.float32 and on_mr.shape == fixed[0].shape
@@ -175,7 +181,9 @@ def test_numpy_and_transformix_agree_on_turned_and_flipped_axes(small):
     sizes = {"FixedImageDimension": ("3",), "MovingImageDimension": ("3",), "UseDirectionCosines": ("true",)}
     for one in found.parameters:
         settings_.AddParameterMap({**sizes, **one, **grid, **final})
-    transformix = itk.TransformixFilter[type(image)].New(MovingImage=image, TransformParameterObject=settings_)
+    transformix = itk.TransformixFilter[type(image)].New(
+        MovingImage=image, TransformParameterObject=settings_
+    )
     transformix.SetLogToConsole(False)
     transformix.Update()
     theirs = itk.array_from_image(transformix.GetOutput()).T
@@ -201,7 +209,9 @@ def test_euler_turns_about_y_then_x_then_z():
     quarter = math.pi / 2
     found = of(euler((quarter, quarter, 0)))
     # LPS (0, 0, 1): about y to (1, 0, 0), about x unmoved. About x first it would end at (0, -1, 0).
-    np.testing.assert_allclose(registration.transform_points(found, [[0, 0, 1.0]]), [[-1.0, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(
+        registration.transform_points(found, [[0, 0, 1.0]]), [[-1.0, 0, 0]], atol=1e-12
+    )
 
 
 def test_transforms_apply_in_their_order():
@@ -217,7 +227,9 @@ def test_one_control_point_moves_its_surroundings_by_the_cubic_bspline():
     # beta(0) = 2/3, beta(1) = 1/6, beta(2) = 0: 27 * 8/27 on it, 27 * 1/6 * 4/9 one grid point away.
     points = np.array([[20.0, 20, 20], [30.0, 20, 20], [20.0, 10, 20], [40.0, 20, 20], [500.0, 20, 20]])
     moved = transforms.map_points((bspline(control),), points)
-    np.testing.assert_allclose(moved - points, [[8.0, 0, 0], [2.0, 0, 0], [2.0, 0, 0], [0] * 3, [0] * 3], atol=1e-12)
+    np.testing.assert_allclose(
+        moved - points, [[8.0, 0, 0], [2.0, 0, 0], [2.0, 0, 0], [0] * 3, [0] * 3], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("slope", [0.2, -0.5, -1.5])
@@ -350,7 +362,9 @@ def test_a_saved_registration_is_read_back_equal_and_maps_points_alike(deformed,
         lambda stored: json.dumps(stored | {"format": "other"}),
         lambda stored: json.dumps({k: v for k, v in stored.items() if k != "quality"}),
         lambda stored: json.dumps(stored | {"parameters": [{"Transform": ["AffineTransform"]}]}),
-        lambda stored: json.dumps(stored | {"parameters": [bspline(np.zeros((3, 3, 3, 3))) | {"GridSize": "555"}]}),
+        lambda stored: json.dumps(
+            stored | {"parameters": [bspline(np.zeros((3, 3, 3, 3))) | {"GridSize": "555"}]}
+        ),
         lambda stored: json.dumps(stored)[:-40],
     ],
 )
@@ -384,7 +398,12 @@ SHEAR[1, 2] = math.tan(math.radians(18.5))
         (volume((8, 7, 8)), volume(), {}, "at least 8 voxels"),
         (volume(value=np.nan), volume(), {}, "fixed image is finite everywhere.*1 NaN"),
         ((np.ones((8, 8, 8)), np.eye(4)), volume(), {}, "fixed image is not constant"),
-        (volume(), (np.full((8, 8, 8), np.nan), np.eye(4)), {}, "moving image is not constant.*no finite voxel"),
+        (
+            volume(),
+            (np.full((8, 8, 8), np.nan), np.eye(4)),
+            {},
+            "moving image is not constant.*no finite voxel",
+        ),
         (volume(), volume(affine=SHEAR), {}, "axes of the moving image are at right angles.*71.5 degrees"),
         (volume(affine=np.diag([1.0, 0, 1, 1])), volume(), {}, "fixed.*invertible"),
         (volume()[0], volume(), {}, r"fixed is a pair \(array, affine\)"),
@@ -398,7 +417,9 @@ SHEAR[1, 2] = math.tan(math.radians(18.5))
         (volume(), volume(), {"overrides": {"affine": {}}}, "A stage in overrides"),
     ],
 )
-def test_input_that_cannot_be_registered_is_refused_before_elastix_runs(fixed, moving, options, told, monkeypatch):
+def test_input_that_cannot_be_registered_is_refused_before_elastix_runs(
+    fixed, moving, options, told, monkeypatch
+):
     monkeypatch.setattr(engine, "run", None)
     with pytest.raises(InputError, match=told):
         registration.register(fixed, moving, **options)
@@ -424,12 +445,18 @@ def test_parameter_files_hold_the_stages_of_the_paper():
     assert rigid_["Transform"] == ("EulerTransform",) and bspline_["Transform"] == ("BSplineTransform",)
     assert bspline_["FinalGridSpacingInPhysicalUnits"] == ("16",)
     for one in (rigid_, bspline_):
-        assert one["Metric"][0] == "AdvancedMattesMutualInformation" and one["NumberOfHistogramBins"] == ("32",)
+        assert one["Metric"][0] == "AdvancedMattesMutualInformation" and one["NumberOfHistogramBins"] == (
+            "32",
+        )
 
 
 def test_overrides_win_and_are_written_as_elastix_writes_values():
     (found,) = engine.parameter_maps(
-        ["rigid"], {"rigid": {"NumberOfSpatialSamples": 99, "Scales": [1.5, 2], "ErodeMask": True}}, np.eye(4), np.eye(4), 3
+        ["rigid"],
+        {"rigid": {"NumberOfSpatialSamples": 99, "Scales": [1.5, 2], "ErodeMask": True}},
+        np.eye(4),
+        np.eye(4),
+        3,
     )
     assert found["NumberOfSpatialSamples"] == ("99",) and found["Scales"] == ("1.5", "2")
     assert found["ErodeMask"] == ("true",) and found["RandomSeed"] == ("3",)
@@ -438,8 +465,12 @@ def test_overrides_win_and_are_written_as_elastix_writes_values():
 def test_the_pyramid_smooths_both_images_alike_in_mm_with_fewer_levels_for_coarse_voxels():
     fine = engine._pyramid(np.diag([1.0, 1.0, 4.0, 1]), np.diag([0.5, 0.5, 2.0, 1]))
     assert fine["NumberOfResolutions"] == ("4",)  # 8, 4, 2, 1 mm
-    assert fine["FixedImagePyramidSchedule"] == tuple(["8", "8", "2", "4", "4", "1", "2", "2", "1", "1", "1", "1"])
-    assert fine["MovingImagePyramidSchedule"] == tuple(["16", "16", "4", "8", "8", "2", "4", "4", "1", "2", "2", "1"])
+    assert fine["FixedImagePyramidSchedule"] == tuple(
+        ["8", "8", "2", "4", "4", "1", "2", "2", "1", "1", "1", "1"]
+    )
+    assert fine["MovingImagePyramidSchedule"] == tuple(
+        ["16", "16", "4", "8", "8", "2", "4", "4", "1", "2", "2", "1"]
+    )
     assert engine._pyramid(np.diag([3.5, 3.5, 3.5, 1]), np.eye(4))["NumberOfResolutions"] == ("2",)
     assert engine._pyramid(np.diag([9.0, 9.0, 9.0, 1]), np.eye(4))["NumberOfResolutions"] == ("1",)
 
