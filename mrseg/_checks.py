@@ -70,6 +70,8 @@ def positive_ints(name: str, value: Sequence[int], length: int | None = None) ->
         isinstance(v, numbers.Integral) and not isinstance(v, bool) and v > 0 for v in items
     )
     if not good or (length is not None and len(items) != length):
+        if length == 1:
+            raise error(f"{name} is a positive whole number.", repr(items[0]) if items else repr(value))
         many = f"{length} positive whole numbers" if length else "positive whole numbers"
         raise error(f"{name} is a sequence of {many}.", repr(value))
     return tuple(int(v) for v in items)

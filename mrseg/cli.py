@@ -18,8 +18,9 @@ Segment MR scans of the head, and carry a network from one MR sequence to anothe
   mrseg demo                                         the whole way on built-in synthetic heads, in minutes
   mrseg prepare cohort.tsv --output prepared         CT -> labels (air, soft tissue, bone) on every MR scan
   mrseg train mecheter2023_t1 --data prepared/cohort.tsv --output runs/t1
-  mrseg transfer mecheter2023_hybrid_multiply --from runs/t1/segmenter --data prepared/cohort.tsv --output
-  runs/t2 mrseg predict --segmenter runs/t2/segmenter --input t2.nii.gz --output t2_dseg.nii.gz
+  mrseg transfer mecheter2023_hybrid_multiply --from runs/t1/segmenter \\
+      --data prepared/cohort.tsv --output runs/t2
+  mrseg predict --segmenter runs/t2/segmenter --input t2.nii.gz --output t2_dseg.nii.gz
   mrseg evaluate --segmenter runs/t2/segmenter --data prepared/cohort.tsv --output runs/t2/test
   mrseg recipes                                      what can be trained
 """
@@ -167,14 +168,13 @@ mechanisms (mecheter2023, section 3.3):
   mecheter2023_none               the T1-w network as it is
   mecheter2023_open               all layers go on training, from T1-w weights
   mecheter2023_conservativeK      only the head and the last K convolutions train (0, 3, 6, 9, 12, 15, 18)
-  mecheter2023_hybrid_FUSION      frozen T1-w encoder and a new one side by side (multiply, average, maximum,
-  concat)
+  mecheter2023_hybrid_FUSION      frozen T1-w encoder beside a new one (multiply, average, maximum, concat)
 
 The network must be the one that the segmenter was trained with: pass the same --set network... as for `mrseg
 train`.
 
-  mrseg transfer mecheter2023_conservative6 --from runs/t1/segmenter --data prepared/cohort.tsv --output
-  runs/t2
+  mrseg transfer mecheter2023_conservative6 --from runs/t1/segmenter \\
+      --data prepared/cohort.tsv --output runs/t2
 """
 
 EVALUATE = """\

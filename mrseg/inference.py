@@ -69,8 +69,8 @@ def predict_probabilities(
         sampling: patch shape and overlap.
         num_classes: channels of the output.
         batch_size: patches in one call; the last call is filled up with zeros.
-        blending: ``constant`` averages overlapping patches (as in the paper); ``gaussian`` trusts the middle
-            of a patch more than its border.
+        blending: ``constant`` averages overlapping patches; ``gaussian`` trusts the middle of a patch more
+            than its border. The paper does not say how patches are joined.
         progress: show a bar.
 
     Returns:

@@ -119,7 +119,7 @@ def write_evaluation(
     write_report(
         output / "report.html",
         title=f"{sequence}: {', '.join(segmenter.class_names)}",
-        summary=(_verdict(rows),),
+        summary=(_verdict(rows, cases),),
         sections=sections,
         notice=notice,
         provenance=provenance or segmenter.provenance,
@@ -138,11 +138,12 @@ def mean_dice(rows: Sequence[Row], subject: str | None = None) -> float:
     return float(np.nanmean(values)) if values and not np.all(np.isnan(values)) else float("nan")
 
 
-def _verdict(rows: Sequence[Row]) -> str:
+def _verdict(rows: Sequence[Row], cases: Sequence[Case]) -> str:
+    splits = sorted({case.split for case in cases if case.split})
     subjects = len({row["subject"] for row in rows})
     return (
-        f"Mean Dice {mean_dice(rows):.3f} over the classes above background and {subjects} subjects "
-        "that were not used for training."
+        f"Mean Dice {mean_dice(rows):.3f} over the classes but the first, and over {subjects} subjects "
+        f"of the split {' and '.join(splits) or 'without name'}."
     )
 
 

@@ -38,6 +38,7 @@ class Segmenter:
         sampling: patches and their overlap at prediction.
         class_names: name of every output channel; the position is the label's value.
         sequence: MR sequence the network was trained on last, say ``T2w``.
+        batch_size: patches in one call of the network, a matter of memory and speed alone; not saved.
         provenance: recipe, data, seed, versions: whatever explains the weights; plain JSON values.
 
     Example:

@@ -105,7 +105,8 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive_ints("training.epochs, training.batch_size", (self.epochs, self.batch_size), 2)
+        for name in ("epochs", "batch_size"):
+            positive_ints(f"training.{name}", (getattr(self, name),), 1)
         choice("training.optimizer", self.optimizer, OPTIMIZERS)
         choice("training.schedule", self.schedule, ("constant", "cosine"))
         choice("training.precision", self.precision, PRECISIONS)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import pytest
 import yaml
 
 from mrseg._checks import InputError
+from mrseg.data.cases import Case
 from mrseg.models.builders import BUILDERS
 from mrseg.recipes import build_network, list_recipes, load_recipe
 from mrseg.recipes.runner import train_recipe
@@ -145,6 +148,20 @@ def test_a_folder_holds_the_run_of_one_recipe(tmp_path):
     (tmp_path / "recipe.yaml").write_text("name: other\n")
     with pytest.raises(InputError, match="run of one recipe"):
         train_recipe(load_recipe("phantom_t1"), [], tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(("subject", "split"), [("s2", "test"), ("s9", "train")])
+def test_validation_subjects_come_from_the_training_split(tmp_path, subject, split):
+    cases = [Case("s1", {}, None, {}, "train"), Case("s2", {}, None, {}, split)]
+    recipe = dataclasses.replace(load_recipe("phantom_t1"), validation_subjects=(subject,))
+    with pytest.raises(InputError, match=f"subjects of the split 'train'.*{subject}"):
+        train_recipe(recipe, cases, tmp_path, progress=False)
+
+
+def test_a_subject_in_two_splits_is_refused_before_training(tmp_path):
+    cases = [Case("s1", {}, None, {}, "train"), Case("s1", {}, None, {}, "test")]
+    with pytest.raises(InputError, match="one split only"):
+        train_recipe(load_recipe("phantom_t1"), cases, tmp_path, progress=False)
 
 
 def test_the_builders_table_is_what_recipes_may_name():

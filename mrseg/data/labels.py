@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,19 +14,8 @@ from mrseg.data.io import CT_PADDING_BELOW_HU
 ATTENUATION_CLASSES = ("air", "soft", "bone")
 #: The tissue classes of IBSR18, in its own numbering.
 TISSUE_CLASSES = ("background", "csf", "gm", "wm")
-#: Air up to -500 HU and bone from 600 HU (Mecheter et al. 2020 and 2023).
+#: Air below -500 HU and bone above 600 HU (Mecheter et al. 2020 and 2023).
 THRESHOLDS_HU = (-500.0, 600.0)
-
-#: Colours for pictures; hues by Okabe and Ito, told apart with colour-blind eyes. Class 0 is not painted.
-CLASS_COLOURS = {
-    "air": "#000000",
-    "soft": "#CC79A7",
-    "bone": "#F0E442",
-    "background": "#000000",
-    "csf": "#56B4E9",
-    "gm": "#E69F00",
-    "wm": "#009E73",
-}
 
 
 def hu_to_labels(ct_hu: np.ndarray, *, thresholds_hu: tuple[float, float] = THRESHOLDS_HU) -> np.ndarray:
@@ -113,26 +100,6 @@ def class_fractions(labels: np.ndarray, num_classes: int) -> np.ndarray:
     if judged.sum() == 0:
         return np.full(num_classes, np.nan)
     return judged / judged.sum()
-
-
-def label_provenance(
-    ct: str | Path,
-    *,
-    thresholds_hu: tuple[float, float] = THRESHOLDS_HU,
-    registration_quality: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
-    """Returns what ``write_labels`` keeps of labels made from a CT: the file, thresholds, registration.
-
-    Args:
-        ct: the CT's file.
-        thresholds_hu: as given to ``hu_to_labels``.
-        registration_quality: ``Registration.quality``; None if the CT already lay on the grid.
-    """
-    return {
-        "ct": str(ct),
-        "thresholds_hu": [float(t) for t in thresholds_hu],
-        "registration_quality": dict(registration_quality) if registration_quality is not None else None,
-    }
 
 
 def _label_array(labels: np.ndarray) -> np.ndarray:

@@ -95,10 +95,14 @@ def build_dataset(
     positive_ints("batch_size", (batch_size,), 1)
     if not examples:
         raise error("A dataset needs at least one example.", "none", "Check the split names in the manifest.")
+    squeezed = tuple(size for size in sampling.patch_shape if size != 1)
+    if augmentation and any(axis >= len(squeezed) for axis in augmentation.flip_axes):
+        raise error(
+            "augmentation.flip_axes holds axes of the patch.", augmentation.flip_axes, "A slice has 0 and 1."
+        )
     plan = _Plan(examples, sampling, shuffle, seed, first_epoch)
     if shuffle and len(plan) < batch_size:
         raise error(f"An epoch must fill at least one batch of {batch_size}.", f"{len(plan)} patches")
-    squeezed = tuple(size for size in sampling.patch_shape if size != 1)
 
     def load(case: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         image, labels = examples[int(case)]

@@ -17,7 +17,7 @@ import yaml
 import mrseg
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
-from mrseg.data.cases import Case, select, write_cases
+from mrseg.data.cases import Case, check_splits, select, write_cases
 from mrseg.data.pipeline import build_dataset, load_examples
 from mrseg.models.builders import BUILDERS
 from mrseg.recipes.loader import Recipe
@@ -157,10 +157,11 @@ def _fit(
 
 def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     """Training and validation cases; the recipe's validation subjects are taken out of training."""
-    names = {case.subject for case in cases}
+    check_splits(cases, required=("train",))
+    names = {case.subject for case in cases if case.split == "train"}
     for subject in recipe.validation_subjects:
         if subject not in names:
-            raise error("validation_subjects are subjects of the data.", subject)
+            raise error("validation_subjects are subjects of the split 'train'.", subject)
     aside = set(recipe.validation_subjects)
     train = [case for case in select(cases, "train") if case.subject not in aside]
     validation = [

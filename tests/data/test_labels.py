@@ -109,25 +109,6 @@ def test_a_class_beyond_the_table_has_no_fraction():
         labels.class_fractions(np.array([0, 3]), 3)
 
 
-def test_every_class_has_a_colour_and_neighbours_differ():
-    for table in (labels.ATTENUATION_CLASSES, labels.TISSUE_CLASSES):
-        colours = [labels.CLASS_COLOURS[name] for name in table]
-        assert len(set(colours)) == len(table)
-        assert all(len(colour) == 7 and int(colour[1:], 16) >= 0 for colour in colours)
-
-
-def test_provenance_of_labels_names_ct_thresholds_and_registration(tmp_path):
-    made = labels.label_provenance("ct.nii.gz", registration_quality={"mutual_information": 0.5})
-    assert made == {
-        "ct": "ct.nii.gz",
-        "thresholds_hu": [-500.0, 600.0],
-        "registration_quality": {"mutual_information": 0.5},
-    }
-    assert labels.label_provenance("ct.nii.gz")["registration_quality"] is None
-    io.write_labels(tmp_path / "a.nii", np.zeros((1, 1, 1), int), np.eye(4), labels.ATTENUATION_CLASSES, made)
-    assert io.read_sidecar(tmp_path / "a.nii")["provenance"] == made
-
-
 @pytest.mark.data
 @pytest.mark.skipif("MRSEG_DATA" not in os.environ, reason="MRSEG_DATA is not set")
 @pytest.mark.parametrize(("name", "air", "bone"), [("colin27", (0, 6), (2,)), ("brainweb", (0,), (7,))])

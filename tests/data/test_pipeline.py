@@ -116,3 +116,8 @@ def test_a_sequence_that_a_subject_lacks_is_named(tmp_path):
     case = on_disk(tmp_path, np.eye(4), np.eye(4))
     with pytest.raises(InputError, match=r"s1 needs a T2w image.*T1w"):
         load_example(case, "T2w", NATIVE, 3)
+
+
+def test_a_slice_has_no_third_axis_to_mirror():
+    with pytest.raises(InputError, match="A slice has 0 and 1"):
+        build_dataset(examples(), Sampling((8, 1, 4)), augmentation=Augmentation(flip_axes=(2,)))
