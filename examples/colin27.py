@@ -3,8 +3,8 @@
     python examples/colin27.py --segmenter runs/demo/trainings/T1w/segmenter --output runs/colin27
 
 The environment variable MRSEG_DATA names the folder that holds colin27/T1.nii.gz and colin27/labels.nii.gz.
-Colin27's skull label is derived from MR and has marrow in it; a network that has seen BrainWeb, the same man, is
-never scored here.
+Colin27's skull label is derived from MR and has marrow in it; a network that has seen BrainWeb, the same man,
+is never scored here.
 """
 
 import argparse

@@ -39,7 +39,7 @@ class Registration:
 
     Attributes:
         parameters: elastix transform parameter maps in the order they are applied to a point of the fixed
-            world: the initial translation, then one per stage. LPS mm. transformix accepts them as they are.
+            world: the initial translation, then one per stage. LPS mm.
         quality: ``mutual_information_before`` (images placed by their headers) and
             ``mutual_information_after``, in nats; ``overlap``, the fraction of the fixed field of view that
             lies inside the moving image; ``jacobian_min`` and ``jacobian_max`` of the final transform (1

@@ -137,6 +137,7 @@ def test_two_runs_are_equal_bit_for_bit_and_silent_and_leave_no_file(small, capf
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     first, again = (registration.register(*small[:2], threads=2, overrides=QUICK) for _ in range(2))
     assert first == again  # every parameter is text of full precision
+    assert str(tmp_path) not in repr(first)
     assert capfd.readouterr() == ("", "")
     assert os.listdir(tmp_path) == []
 
@@ -198,7 +199,7 @@ def test_numpy_and_transformix_agree_on_turned_and_flipped_axes(small):
 
 
 def test_points_are_turned_about_the_centre_in_lps_and_come_back_in_ras():
-    # A quarter turn about z in LPS is one in RAS: x to y. About the centre LPS (-10, 0, 0), which is RAS (10, 0, 0).
+    # A quarter turn about z in LPS is one in RAS: x to y. The centre LPS (-10, 0, 0) is RAS (10, 0, 0).
     found = of(euler((0, 0, math.pi / 2), (0, 0, 5.0), (-10.0, 0, 0)))
     points_mm = np.array([[10.0, 0, 0], [13.0, 0, 0], [10.0, 2.0, 1.0]])
     expected = [[10.0, 0, 5.0], [10.0, 3.0, 5.0], [8.0, 0, 6.0]]

@@ -110,9 +110,13 @@ def run(
         except RuntimeError as reason:
             raise _failure(Path(folder, "elastix.log")) from reason
     result = method.GetTransformParameterObject()
-    origin = tuple(repr(float(v)) for v in fixed[1][:3, 3] * LPS_RAS)
+    # Neither the moved origin nor a path in the folder that is gone belongs into the result.
+    plain: Parameters = {
+        "Origin": tuple(repr(float(v)) for v in fixed[1][:3, 3] * LPS_RAS),
+        "InitialTransformParameterFileName": ("NoInitialTransform",),
+    }
     found = [dict(result.GetParameterMap(i)) for i in range(result.GetNumberOfParameterMaps())]
-    return tuple({**one, "Origin": origin} for one in found)
+    return tuple(one | plain for one in found)
 
 
 def check_right_angles(name: str, affine: np.ndarray) -> None:
