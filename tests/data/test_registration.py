@@ -166,28 +166,33 @@ def test_nan_in_the_ct_does_not_stop_the_search_and_comes_out_as_ignore_label(sm
     np.testing.assert_array_equal(on_mr[~np.isnan(on_mr)], whole[~np.isnan(on_mr)])
 
 
-def test_numpy_and_transformix_agree_on_turned_and_flipped_axes(small):
-    itk = engine._itk()
-    fixed, moving, _ = small
-    found = registration.register(fixed, moving, overrides=QUICK)
-    image = engine._itk_image(moving, np.zeros(3))
-    settings_ = itk.ParameterObject.New()
-    final = {
+def transformix(found, moving):
+    """ITK's own resampling, -7777 outside."""
+    grid = {k: found.parameters[-1][k] for k in ("Size", "Index", "Spacing", "Origin", "Direction")}
+    rest = {
+        "FixedImageDimension": ("3",),
+        "MovingImageDimension": ("3",),
+        "UseDirectionCosines": ("true",),
         "ResampleInterpolator": ("FinalBSplineInterpolator",),
         "FinalBSplineInterpolationOrder": ("1",),
         "DefaultPixelValue": ("-7777",),
         "ResultImagePixelType": ("float",),
     }
-    grid = {k: found.parameters[-1][k] for k in ("Size", "Index", "Spacing", "Origin", "Direction")}
-    sizes = {"FixedImageDimension": ("3",), "MovingImageDimension": ("3",), "UseDirectionCosines": ("true",)}
-    for one in found.parameters:
-        settings_.AddParameterMap({**sizes, **one, **grid, **final})
-    transformix = itk.TransformixFilter[type(image)].New(
-        MovingImage=image, TransformParameterObject=settings_
-    )
-    transformix.SetLogToConsole(False)
-    transformix.Update()
-    theirs = itk.array_from_image(transformix.GetOutput()).T
+    with engine._itk() as itk:
+        maps = itk.ParameterObject.New()
+        for one in found.parameters:
+            maps.AddParameterMap({**one, **grid, **rest})
+        image = engine._image(itk, moving, np.zeros(3))
+        run = itk.TransformixFilter[type(image)].New(MovingImage=image, TransformParameterObject=maps)
+        run.SetLogToConsole(False)
+        run.Update()
+        return itk.array_from_image(run.GetOutput()).T
+
+
+def test_numpy_and_transformix_agree_on_turned_and_flipped_axes(small):
+    fixed, moving, _ = small
+    found = registration.register(fixed, moving, overrides=QUICK)
+    theirs = transformix(found, moving)
     ours = registration.apply_transform(found, moving, (fixed[0].shape, fixed[1]))
     both = np.isfinite(ours) & (theirs != -7777)
     assert both.mean() > 0.8 and (both == np.isfinite(ours)).mean() > 0.98
@@ -474,6 +479,16 @@ def test_the_pyramid_smooths_both_images_alike_in_mm_with_fewer_levels_for_coars
     )
     assert engine._pyramid(np.diag([3.5, 3.5, 3.5, 1]), np.eye(4))["NumberOfResolutions"] == ("2",)
     assert engine._pyramid(np.diag([9.0, 9.0, 9.0, 1]), np.eye(4))["NumberOfResolutions"] == ("1",)
+
+
+@pytest.mark.slow
+def test_a_program_that_makes_errors_of_warnings_survives():
+    code = (
+        "from mrseg.data import phantom, registration\n"
+        "head = phantom.head(0, shape=(16, 16, 12))\n"
+        "registration.register(phantom.mr_image(head, 'T1w'), phantom.ct_image(head)[0], stages=('rigid',))"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_importing_the_module_loads_neither_itk_nor_tensorflow():

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,26 @@ def run(
     Raises:
         InputError: elastix failed; the message holds its reason.
     """
-    itk = _itk()
+    with _itk() as itk:
+        return _run(itk, fixed, moving, mask, maps, start_mm, threads)
+
+
+def _run(
+    itk: Any,
+    fixed: Volume,
+    moving: Volume,
+    mask: np.ndarray | None,
+    maps: Sequence[Parameters],
+    start_mm: np.ndarray,
+    threads: int,
+) -> tuple[Parameters, ...]:
     kind = itk.Image[itk.F, 3]
     # The fixed image is moved by the start, so that elastix begins at the identity.
     method = itk.ElastixRegistrationMethod[kind, kind].New(
-        FixedImage=_itk_image(fixed, start_mm), MovingImage=_itk_image(moving, np.zeros(3))
+        FixedImage=_image(itk, fixed, start_mm), MovingImage=_image(itk, moving, np.zeros(3))
     )
     if mask is not None:
-        method.SetFixedMask(_itk_image((mask.astype(np.uint8), fixed[1]), start_mm))
+        method.SetFixedMask(_image(itk, (mask.astype(np.uint8), fixed[1]), start_mm))
     settings = itk.ParameterObject.New()
     for parameters in maps:
         settings.AddParameterMap(parameters)
@@ -148,14 +161,14 @@ def _pyramid(fixed_affine: np.ndarray, moving_affine: np.ndarray) -> Parameters:
     return schedule
 
 
-def _itk() -> Any:
-    """ITK with the templates used here loaded, without the warnings that its SWIG types raise on loading."""
+@contextmanager
+def _itk() -> Iterator[Any]:
+    """ITK without the warnings its SWIG types raise when first used (as errors they end the process)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "builtin type .* has no __module__", DeprecationWarning)
         import itk
 
-        itk.ElastixRegistrationMethod  # noqa: B018  (loaded on access)
-    return itk
+        yield itk
 
 
 def _failure(log: Path) -> InputError:
@@ -170,9 +183,8 @@ def _failure(log: Path) -> InputError:
     )
 
 
-def _itk_image(volume: Volume, shift_mm: np.ndarray) -> Any:
+def _image(itk: Any, volume: Volume, shift_mm: np.ndarray) -> Any:
     """The volume as an ITK image (LPS mm), moved by ``shift_mm``."""
-    itk = _itk()
     array, affine = volume
     image = itk.image_from_array(np.ascontiguousarray(array.T))  # ITK's x runs fastest
     axes = affine[:3, :3] * LPS_RAS[:, None]
