@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mrseg import __version__
-from mrseg._checks import InputError
+from mrseg._checks import InputError, error
 
 TOP = """\
 Segment MR scans of the head, and carry a network from one MR sequence to another.
@@ -170,8 +170,8 @@ mechanisms (mecheter2023, section 3.3):
   mecheter2023_conservativeK      only the head and the last K convolutions train (0, 3, 6, 9, 12, 15, 18)
   mecheter2023_hybrid_FUSION      frozen T1-w encoder beside a new one (multiply, average, maximum, concat)
 
-The network must be the one that the segmenter was trained with: pass the same --set network... as for `mrseg
-train`.
+Network, classes and preprocessing must be those that the segmenter was trained with: pass the same --set
+options as for `mrseg train`.
 
   mrseg transfer mecheter2023_conservative6 --from runs/t1/segmenter \\
       --data prepared/cohort.tsv --output runs/t2
@@ -238,6 +238,8 @@ def _predict(options: argparse.Namespace) -> None:
     from mrseg.segmenter import Segmenter
 
     writable_folder(nifti_path(options.output).parent)
+    if options.output.resolve() == options.input.resolve():
+        raise error("The label map is another file than the scan.", options.output)
     scan = read_volume(options.input)
     segmenter = Segmenter.load(options.segmenter)
     labels = np.asarray(segmenter(scan, progress=True).dataobj)
@@ -269,6 +271,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.output,
         sequence=options.sequence,
         distances=options.distances,
+        seen_too=options.split != "test",
     )
     print(f"\n{text}\n\nreport: {options.output / 'report.html'}")
 

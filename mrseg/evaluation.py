@@ -20,7 +20,7 @@ from mrseg.data.io import read_labels, read_volume
 from mrseg.metrics.confidence import bootstrap_ci, wald_ci
 from mrseg.metrics.overlap import confusion_matrix, scores
 from mrseg.metrics.surface import mask_hausdorff, surface_distances
-from mrseg.segmenter import Segmenter
+from mrseg.segmenter import Segmenter, trained_on
 
 Row = dict[str, Any]
 OVERLAP = ("precision", "recall", "dice", "jaccard")
@@ -32,6 +32,7 @@ def evaluate(
     *,
     sequence: str | None = None,
     distances: bool = False,
+    seen_too: bool = False,
     on_result: Callable[[Case, np.ndarray], None] | None = None,
     progress: bool = False,
 ) -> list[Row]:
@@ -42,6 +43,7 @@ def evaluate(
         cases: cases with labels, of subjects that the segmenter was not trained on.
         sequence: which images; None takes the segmenter's own sequence.
         distances: add Hausdorff, HD95 and mean surface distance in mm.
+        seen_too: score subjects that the segmenter has trained on as well, instead of refusing them.
         on_result: called with each case and its predicted labels (x, y, z) uint8, to keep or draw them.
         progress: show a bar.
 
@@ -54,13 +56,21 @@ def evaluate(
     sequence = sequence or segmenter.sequence
     if not cases:
         raise error("Evaluation needs at least one case.", "none", "Check the split names in the manifest.")
-    rows: list[Row] = []
-    for case in tqdm(cases, desc=f"scoring {sequence}", unit="scan", disable=not progress, leave=False):
+    seen = [] if seen_too else trained_on(segmenter, cases)
+    if seen:
+        raise error(
+            "A segmenter is scored on subjects that it was not trained on.",
+            f"{', '.join(seen[:5])} among the cases",
+            "Leave them out, or pass seen_too=True and say so beside the figures.",
+        )
+    for case in cases:
         if sequence not in case.images or sequence not in case.labels:
             raise error(
                 f"Subject {case.subject} needs a {sequence} image with labels to be scored.",
                 f"images {sorted(case.images)}, labels {sorted(case.labels)}",
             )
+    rows: list[Row] = []
+    for case in tqdm(cases, desc=f"scoring {sequence}", unit="scan", disable=not progress, leave=False):
         scan = read_volume(case.images[sequence])
         labels = read_labels(case.labels[sequence], len(segmenter.class_names))
         check_same_grid(str(case.images[sequence]), scan, str(case.labels[sequence]), labels)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mrseg._files import writable_folder
 from mrseg.data.cases import Case
 from mrseg.data.geometry import to_canonical, voxel_sizes
 from mrseg.data.io import read_labels, read_volume
@@ -16,7 +18,7 @@ from mrseg.formats import to_text, write_csv
 from mrseg.pictures import View, comparison, to_png
 from mrseg.plots import learning_curves, to_svg
 from mrseg.report import Picture, Section, write_report
-from mrseg.segmenter import Segmenter
+from mrseg.segmenter import Segmenter, subject_digest
 from mrseg.tables import Column, Estimate, Table, table
 
 INTERVALS = (
@@ -79,6 +81,7 @@ def write_evaluation(
     *,
     sequence: str | None = None,
     distances: bool = False,
+    seen_too: bool = False,
     log: Path | None = None,
     notice: str = "",
     provenance: Mapping[str, Any] | None = None,
@@ -87,7 +90,7 @@ def write_evaluation(
     """Evaluates, and writes ``scores.csv`` and ``report.html`` into ``output``.
 
     Args:
-        segmenter, cases, sequence, distances, progress: as `mrseg.evaluate` takes them.
+        segmenter, cases, sequence, distances, seen_too, progress: as `mrseg.evaluate` takes them.
         output: folder.
         log: CSV log of the training, for its curves.
         notice: what a reader must know before the figures.
@@ -96,26 +99,27 @@ def write_evaluation(
     Returns:
         The rows, and the summary table as text.
     """
-    output = Path(output)
+    output = writable_folder(output)
     sequence = sequence or segmenter.sequence
-    predictions: dict[str, np.ndarray] = {}
-    rows = evaluate(
-        segmenter,
-        cases,
-        sequence=sequence,
-        distances=distances,
-        on_result=lambda case, labels: predictions.__setitem__(case.subject, labels),
-        progress=progress,
-    )
+    with tempfile.TemporaryDirectory() as spool:
+        predictions = _Spool(Path(spool))
+        rows = evaluate(
+            segmenter,
+            cases,
+            sequence=sequence,
+            distances=distances,
+            seen_too=seen_too,
+            on_result=predictions.add,
+            progress=progress,
+        )
+        pictures = _ranked_pictures(rows, cases, sequence, predictions, segmenter.class_names)
     write_csv(rows, output / "scores.csv")
     made = summary_table(rows, caption=f"{len(cases)} subjects, {sequence}")
     sections = [Section("Scores", (made, _per_subject(rows)))]
     if log is not None and log.exists():
         curves = learning_curves({"training": log}, metric="loss", title="Learning curve")
         sections.append(Section("Training", (Picture("Loss by epoch.", to_svg(curves)),)))
-    sections.append(
-        Section("Cases", tuple(_ranked_pictures(rows, cases, sequence, predictions, segmenter.class_names)))
-    )
+    sections.append(Section("Cases", tuple(pictures)))
     write_report(
         output / "report.html",
         title=f"{sequence}: {', '.join(segmenter.class_names)}",
@@ -163,11 +167,27 @@ def _per_subject(rows: Sequence[Row]) -> Table:
     )
 
 
+class _Spool:
+    """Predicted labels, on disk until it is known which few are drawn."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def add(self, case: Case, labels: np.ndarray) -> None:
+        np.save(self._path(case), labels)
+
+    def labels(self, case: Case) -> np.ndarray:
+        return np.load(self._path(case))
+
+    def _path(self, case: Case) -> Path:
+        return self.folder / f"{subject_digest(case)}.npy"
+
+
 def _ranked_pictures(
     rows: Sequence[Row],
     cases: Sequence[Case],
     sequence: str,
-    predictions: Mapping[str, np.ndarray],
+    predictions: _Spool,
     class_names: Sequence[str],
 ) -> list[Picture]:
     """Best, median and worst case by mean Dice, none of them twice."""
@@ -179,7 +199,7 @@ def _ranked_pictures(
             continue
         shown.add(case.subject)
         title = f"{case.subject} ({rank}): mean Dice {mean_dice(rows, case.subject):.3f}"
-        picture = case_picture(case, sequence, predictions[case.subject], class_names, title)
+        picture = case_picture(case, sequence, predictions.labels(case), class_names, title)
         pictures.append(Picture(title, picture))
     return pictures
 

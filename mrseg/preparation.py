@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import multiprocessing
 from collections.abc import Iterable, Sequence
@@ -172,7 +173,8 @@ def _label_scan(scan: _Scan, labelling: Labelling) -> Row:
 
 def _sources(scan: _Scan, labelling: Labelling) -> dict[str, Any]:
     files = {
-        role: [file.name, file.stat().st_size] for role, file in (("image", scan.image), ("ct", scan.ct))
+        role: {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        for role, file in (("image", scan.image), ("ct", scan.ct))
     }
     return json.loads(json.dumps({**files, "labelling": dataclasses.asdict(labelling)}))
 

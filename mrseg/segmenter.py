@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import mrseg.models.layers  # noqa: F401  (registers the layers that a network file may hold)
 from mrseg._checks import error, existing_folder
 from mrseg._files import atomic_folder
+from mrseg.data.cases import Case
 from mrseg.data.geometry import Volume
 from mrseg.data.io import read_volume
 from mrseg.data.patches import Sampling
@@ -61,6 +62,7 @@ class Segmenter:
             raise error(
                 "Every output channel needs a class name.", f"{channels} channels, {self.class_names}"
             )
+        self.network_sha256 = ""
         self._forward: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
@@ -98,10 +100,23 @@ class Segmenter:
                 f"{folder / NETWORK} with another checksum",
                 "The file is damaged or was exchanged; copy the folder again.",
             )
-        return cls(model=keras.saving.load_model(folder / NETWORK, compile=False), **parts)
+        loaded = cls(model=keras.saving.load_model(folder / NETWORK, compile=False), **parts)
+        loaded.network_sha256 = wanted
+        return loaded
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the folder as a whole: ``segmenter.json`` and ``network.keras``."""
+        """Writes the folder as a whole: ``segmenter.json`` and ``network.keras``.
+
+        Raises:
+            InputError: the folder holds something else than a segmenter, which would be lost.
+        """
+        folder = Path(folder)
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / CARD).is_file():
+            raise error(
+                "A segmenter replaces a segmenter or an empty folder only.",
+                f"{folder}, which holds other files",
+                "Name a folder of its own, say " + str(folder / "segmenter") + ".",
+            )
         with atomic_folder(folder) as temporary:
             self.model.save(temporary / NETWORK)
             card = {
@@ -112,8 +127,9 @@ class Segmenter:
                 "provenance": self.provenance,
                 "network_sha256": _sha256(temporary / NETWORK),
             }
+            self.network_sha256 = str(card["network_sha256"])
             (temporary / CARD).write_text(json.dumps(card, indent=2))
-        return Path(folder)
+        return folder
 
     def __call__(self, scan: str | Path | Volume, *, progress: bool = False) -> nib.Nifti1Image:
         """Label map of a scan on the scan's own grid, shape, affine and orientation untouched.
@@ -153,6 +169,21 @@ class Segmenter:
             progress=progress,
         )
         return self.preprocessing.to_native(probabilities, affine, volume[0].shape, volume[1])
+
+
+def subject_digest(case: Case) -> str:
+    """Short digest of a subject's name: a segmenter knows whom it has seen without naming anyone."""
+    return hashlib.sha256(f"mrseg {case.subject}".encode()).hexdigest()[:16]
+
+
+def trained_on(segmenter: Segmenter, cases: Sequence[Case]) -> list[str]:
+    """Names of the subjects of ``cases`` that the segmenter, or one it came from, was trained on."""
+    seen: set[str] = set()
+    provenance: dict[str, Any] | None = segmenter.provenance
+    while provenance:
+        seen |= set(provenance.get("subject_digests", ()))
+        provenance = provenance.get("source")
+    return sorted({case.subject for case in cases if subject_digest(case) in seen})
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class Plateau:
     patience: int = 10
     min_learning_rate: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.factor < 1.0:
+            raise error("plateau.factor lies between 0 and 1.", self.factor)
+        positive_ints("plateau.patience", (self.patience,), 1)
+
 
 @dataclass(frozen=True)
 class EarlyStopping:
@@ -73,6 +79,9 @@ class EarlyStopping:
 
     monitor: str = "val_loss"
     patience: int = 20
+
+    def __post_init__(self) -> None:
+        positive_ints("early_stopping.patience", (self.patience,), 1)
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,8 @@ class Training:
         choice("training.optimizer", self.optimizer, OPTIMIZERS)
         choice("training.schedule", self.schedule, ("constant", "cosine"))
         choice("training.precision", self.precision, PRECISIONS)
+        if not 0 <= self.seed < 2**32:
+            raise error("training.seed is a whole number from 0 to 2^32 - 1.", self.seed)
         if not self.learning_rate > 0:
             raise error("training.learning_rate is positive.", self.learning_rate)
         if self.schedule == "cosine" and (self.plateau or self.early_stopping):
@@ -309,6 +320,12 @@ class _Checkpoint(keras.callbacks.Callback):
     def restore(self, model: keras.Model, best: bool = False) -> None:
         """Copies the saved weights (the best, or the last with the optimiser) into ``model``."""
         if best:
+            if not (self.folder / "best.weights.h5").exists():
+                raise error(
+                    f"At least one epoch must have a finite {self.settings.keep}.",
+                    f"NaN in all {len(self.history)} epochs",
+                    "Lower the learning rate, or train in float32.",
+                )
             model.load_weights(self.folder / "best.weights.h5")
             return
         name = _read_state(self.folder)["model"]
@@ -324,7 +341,10 @@ class _Checkpoint(keras.callbacks.Callback):
 
     def _is_best(self, row: dict[str, float]) -> bool:
         sign = 1.0 if _mode(self.settings.keep) == "min" else -1.0
-        return all(sign * row[self.settings.keep] <= sign * r[self.settings.keep] for r in self.history)
+        values = [sign * r[self.settings.keep] for r in self.history]
+        return sign * row[self.settings.keep] <= min(
+            (v for v in values if not math.isnan(v)), default=math.nan
+        )
 
     def _save(self, finished: bool) -> None:
         folder = self.folder / "checkpoint"
@@ -339,7 +359,8 @@ class _Checkpoint(keras.callbacks.Callback):
             if old.name != name:
                 old.unlink()
         with atomic_file(self.folder / "log.csv") as path, open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.history[0]))
+            columns = list(dict.fromkeys(key for row in self.history for key in row))
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.history)
 

@@ -180,6 +180,15 @@ def test_a_patch_larger_than_the_volume_is_refused_in_training(house, tmp_path, 
     assert "must fit into the volume" in message
 
 
+def test_the_scan_and_a_foreign_sidecar_are_never_overwritten(house, tmp_path, capsys):
+    scan = nifti(tmp_path / "t2.nii.gz", np.random.default_rng(0).random((9, 8, 7)).astype(np.float32))
+    common = ("predict", "--segmenter", house / "t1/segmenter", "--input", scan, "--output")
+    assert "another file than the scan" in refused(capsys, *common, scan)
+    (tmp_path / "other.json").write_text('{"RepetitionTime": 2.0}')
+    assert "replaces no other file" in refused(capsys, *common, tmp_path / "other.nii.gz")
+    assert "RepetitionTime" in (tmp_path / "other.json").read_text()
+
+
 def test_an_output_name_that_is_no_nifti_is_refused_before_any_work(house, tmp_path, capsys):
     scan = next((house / "raw").rglob("*T1w.nii.gz"))
     message = refused(

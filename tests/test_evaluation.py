@@ -9,6 +9,7 @@ from mrseg._checks import InputError
 from mrseg.data.cases import Case
 from mrseg.data.io import write_labels, write_volume
 from mrseg.evaluation import evaluate, score, summarize
+from mrseg.segmenter import subject_digest
 
 NAMES = ("background", "bright")
 
@@ -93,6 +94,9 @@ class Fixed:
     class_names = NAMES
     sequence = "T2w"
 
+    def __init__(self, provenance=None):
+        self.provenance = provenance or {}
+
     def __call__(self, scan):
         import nibabel as nib
 
@@ -106,6 +110,23 @@ def test_a_perfect_segmenter_scores_one_for_every_subject_and_hands_out_its_labe
     assert value(rows, "bright", "dice", subject="s1") == 1.0
     assert value(rows, "bright", "dice", subject="s22") == 1.0
     assert set(kept) == {"s1", "s22"} and kept["s1"].shape == (8, 8, 8)
+
+
+def test_a_subject_seen_anywhere_in_the_chain_is_refused_unless_asked_for(tmp_path):
+    case = bright_case(tmp_path, "s1")
+    t1 = {"subject_digests": [subject_digest(case)], "source": None}
+    carried = Fixed({"subject_digests": [], "source": t1})
+    with pytest.raises(InputError, match="not trained on.*s1"):
+        evaluate(carried, [case])
+    assert value(evaluate(carried, [case], seen_too=True), "bright", "dice") == 1.0
+
+
+def test_a_case_without_labels_is_told_before_the_first_prediction(tmp_path):
+    good, bad = bright_case(tmp_path, "s1"), Case("s2", {}, None, {}, "test")
+    predicted = []
+    with pytest.raises(InputError, match="s2 needs a T2w image"):
+        evaluate(Fixed(), [good, bad], on_result=lambda case, labels: predicted.append(case))
+    assert predicted == []
 
 
 def test_no_case_is_an_error():

@@ -47,7 +47,7 @@ def test_labels_know_their_ct_thresholds_and_quality(cohort, tmp_path):
     card = read_sidecar(prepared[0].labels["T1w"])
     assert card["labels"]["2"] == "bone" and card["labels"]["255"] == "ignore"
     assert card["provenance"]["labelling"]["thresholds_hu"] == [-500.0, 600.0]
-    assert card["provenance"]["ct"][0] == cohort[0].ct.name
+    assert card["provenance"]["ct"]["name"] == cohort[0].ct.name
 
 
 def test_a_second_run_does_nothing_again_and_other_thresholds_do(cohort, tmp_path):

@@ -7,10 +7,13 @@ import pytest
 import yaml
 
 from mrseg._checks import InputError
-from mrseg.data.cases import Case
+from mrseg.data import phantom
+from mrseg.data.cases import Case, read_cases
+from mrseg.data.preprocessing import Preprocessing
 from mrseg.models.builders import BUILDERS
-from mrseg.recipes import build_network, list_recipes, load_recipe
+from mrseg.recipes import build_network, list_recipes, load_recipe, runner
 from mrseg.recipes.runner import train_recipe
+from mrseg.segmenter import Segmenter, subject_digest
 
 SMALL = ["network.arguments.filters=2"]
 PAPERS = {"mecheter2023", "islam2025", "phantom"}
@@ -138,16 +141,95 @@ def test_a_file_that_is_no_page_is_refused_in_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["training.epochs", "training.epochs.more=3", "training.epoch=3"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.epochs",
+        "training.epochs.more=3",
+        "training.epoch=3",
+        "training.epochs=[",
+        "training.seed=-1",
+        "network.arguments.filtres=4",
+        "training={plateau: {factor: 1.5}}",
+    ],
+)
 def test_a_wrong_override_is_refused(override):
     with pytest.raises(InputError):
         load_recipe("phantom_t1", [override])
 
 
-def test_a_folder_holds_the_run_of_one_recipe(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("name: other\n")
-    with pytest.raises(InputError, match="run of one recipe"):
-        train_recipe(load_recipe("phantom_t1"), [], tmp_path, progress=False)
+def labelled_cases(folder):
+    manifest = phantom.write_cohort(
+        folder, subjects={"train": 1, "test": 1}, shape=(12, 12, 12), registered=True
+    )
+    return read_cases(manifest)
+
+
+def finished_run(folder, cases):
+    """A folder as a finished training of phantom_t1 leaves it, without the training."""
+    runner._claim(load_recipe("phantom_t1"), cases[:1], None, folder)
+    (folder / "segmenter").mkdir()
+
+
+def test_a_begun_folder_refuses_other_settings_and_other_cases_and_a_failed_start_does_not(tmp_path):
+    cases = labelled_cases(tmp_path / "raw")
+    runner._claim(load_recipe("phantom_t1", ["training.epochs=3"]), cases[:1], None, tmp_path)
+    finished_run(tmp_path, cases)  # nothing was begun before, so the corrected recipe is taken
+    runner._claim(load_recipe("phantom_t1"), cases[:1], None, tmp_path)
+    with pytest.raises(InputError, match="one run.*another recipe"):
+        runner._claim(load_recipe("phantom_t1", ["training.epochs=3"]), cases[:1], None, tmp_path)
+    with pytest.raises(InputError, match="one run.*another cases"):
+        runner._claim(load_recipe("phantom_t1"), cases[1:], None, tmp_path)
+
+
+def source_of(recipe, **changes):
+    model, _ = build_network(recipe)
+    parts = {
+        "preprocessing": recipe.preprocessing,
+        "sampling": recipe.sampling,
+        "class_names": recipe.class_names,
+    }
+    return Segmenter(model=model, **{**parts, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"class_names": ("bone", "soft", "air")}, "class_names"),
+        ({"preprocessing": Preprocessing()}, "preprocessing"),
+    ],
+)
+def test_a_source_with_other_classes_or_preprocessing_is_refused(tmp_path, changes, word):
+    source = source_of(load_recipe("phantom_t1", SMALL), **changes)
+    cases = [dataclasses.replace(c, images={"T2w": c.images["T1w"]}, labels={"T2w": c.labels["T1w"]})
+             for c in labelled_cases(tmp_path / "raw")]  # fmt: skip
+    with pytest.raises(InputError, match=f"{word} it was trained with"):
+        train_recipe(load_recipe("phantom_t2", SMALL), cases, tmp_path / "o", source=source, progress=False)
+
+
+def test_a_test_subject_that_the_source_has_seen_is_refused(tmp_path):
+    recipe = load_recipe("phantom_t1", SMALL)
+    cases = [dataclasses.replace(c, images={"T2w": c.images["T1w"]}, labels={"T2w": c.labels["T1w"]})
+             for c in labelled_cases(tmp_path / "raw")]  # fmt: skip
+    seen = {"subject_digests": [subject_digest(cases[1])], "source": None}
+    with pytest.raises(InputError, match=f"no network of the chain has seen.*{cases[1].subject}"):
+        train_recipe(
+            load_recipe("phantom_t2", SMALL), cases, tmp_path / "o", progress=False,
+            source=source_of(recipe, provenance=seen),
+        )  # fmt: skip
+
+
+def test_what_is_passed_on_names_no_subject():
+    case = Case("Smith_John_1961", {}, None, {}, "train")
+    recipe = dataclasses.replace(load_recipe("phantom_t1"), validation_subjects=("Smith_John_1961",))
+    assert "Smith" not in str(runner._provenance(recipe, [case], [], None))
+
+
+def test_a_recipe_that_is_its_own_base_is_refused(tmp_path):
+    path = tmp_path / "loop.yaml"
+    path.write_text(f"base: {path}\n")
+    with pytest.raises(InputError, match="not its own base"):
+        load_recipe(path)
 
 
 @pytest.mark.parametrize(("subject", "split"), [("s2", "test"), ("s9", "train")])

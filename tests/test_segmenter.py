@@ -80,6 +80,13 @@ def test_saving_again_replaces_the_folder_as_a_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
+def test_a_folder_with_other_files_is_never_replaced(tmp_path):
+    (tmp_path / "log.csv").write_text("precious")
+    with pytest.raises(InputError, match="which holds other files"):
+        segmenter().save(tmp_path)
+    assert (tmp_path / "log.csv").read_text() == "precious"
+
+
 @pytest.mark.parametrize("part", ["segmenter.json", "network.keras"])
 def test_a_missing_part_is_named(tmp_path, part):
     segmenter().save(tmp_path / "s")

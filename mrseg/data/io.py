@@ -196,9 +196,27 @@ def write_labels(
         )
     table = {str(i): name for i, name in enumerate(class_names)} | {str(IGNORE_LABEL): "ignore"}
     text = json.dumps({"labels": table, "provenance": _plain(provenance)}, indent=2, allow_nan=False)
-    with atomic_file(path) as temporary, atomic_file(sidecar_path(path)) as temporary_json:
+    _keep_foreign_sidecar(sidecar_path(path))
+    # Left in reverse: the image is renamed before the sidecar that vouches for it.
+    with atomic_file(sidecar_path(path)) as temporary_json, atomic_file(path) as temporary:
         nibabel.save(_image(path, labels.astype(np.uint8), affine), temporary)
         temporary_json.write_text(text + "\n", encoding="utf-8")
+
+
+def _keep_foreign_sidecar(path: Path) -> None:
+    """Refuses to replace a JSON file that is no label map's sidecar, say the scan's own in a BIDS folder."""
+    if not path.exists():
+        return
+    try:
+        ours = "labels" in json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        ours = True  # half a sidecar
+    if not ours:
+        raise error(
+            f"{path}: the sidecar of a label map replaces no other file.",
+            "a JSON file without the key 'labels'",
+            "Choose another name for the label map.",
+        )
 
 
 def read_sidecar(path: str | Path) -> dict[str, Any]:

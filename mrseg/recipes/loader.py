@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ class Network:
 
     def __post_init__(self) -> None:
         choice("network.builder", self.builder, BUILDERS)
+        known = list(inspect.signature(BUILDERS[self.builder].build).parameters)[2:]
+        for name in self.arguments:
+            choice(f"An argument of {self.builder}", name, known)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,9 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     return _build(Recipe, page, "")
 
 
-def _read_page(name_or_path: str | Path) -> dict[str, Any]:
+def _read_page(name_or_path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    if str(name_or_path) in above:
+        raise error("A recipe is not its own base.", " -> ".join((*above, str(name_or_path))))
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")):
         path = existing_file(text)
@@ -139,7 +145,7 @@ def _read_page(name_or_path: str | Path) -> dict[str, Any]:
     if not isinstance(page, dict):
         raise error("A recipe is a YAML page of keys and values.", path)
     base = page.pop("base", None)
-    return page if base is None else _merge(_read_page(base), page)
+    return page if base is None else _merge(_read_page(base, (*above, str(name_or_path))), page)
 
 
 def _merge(base: dict[str, Any], page: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +168,10 @@ def _override(page: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise error(f"{parent} holds no further keys.", repr(override))
         page = inner
-    page[last] = yaml.safe_load(text)
+    try:
+        page[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise error(f"The value of {key} is YAML.", repr(text)) from None
 
 
 def _build(kind: type, values: Any, place: str) -> Any:

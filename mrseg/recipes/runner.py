@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import platform
 from collections.abc import Sequence
@@ -17,11 +18,11 @@ import yaml
 import mrseg
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
-from mrseg.data.cases import Case, check_splits, select, write_cases
+from mrseg.data.cases import Case, check_splits, write_cases
 from mrseg.data.pipeline import build_dataset, load_examples
 from mrseg.models.builders import BUILDERS
 from mrseg.recipes.loader import Recipe
-from mrseg.segmenter import Segmenter
+from mrseg.segmenter import Segmenter, subject_digest, trained_on
 from mrseg.training import epochs_done, fit, precision
 from mrseg.transfer.freezing import train_all, train_last
 from mrseg.transfer.fusion import hybrid
@@ -92,9 +93,9 @@ def train_recipe(
             readers raise.
     """
     output = writable_folder(output)
-    _keep_recipe(recipe, output)
     train, validation = _split(recipe, cases)
-    write_cases([*train, *validation], output / "cohort.tsv")
+    _check_source(recipe, source, cases)
+    _claim(recipe, [*train, *validation], source, output)
     keras.utils.set_random_seed(recipe.training.seed)
     model, account = build_network(recipe, source.model if source else None)
     if account:
@@ -156,43 +157,94 @@ def _fit(
 
 
 def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases; the recipe's validation subjects are taken out of training."""
+    """Training and validation cases with the recipe's sequence; its validation subjects leave training."""
     check_splits(cases, required=("train",))
     names = {case.subject for case in cases if case.split == "train"}
     for subject in recipe.validation_subjects:
         if subject not in names:
             raise error("validation_subjects are subjects of the split 'train'.", subject)
     aside = set(recipe.validation_subjects)
-    train = [case for case in select(cases, "train") if case.subject not in aside]
+    usable = [c for c in cases if recipe.sequence in c.images and recipe.sequence in c.labels]
+    train = [case for case in usable if case.split == "train" and case.subject not in aside]
     validation = [
         dataclasses.replace(case, split="val")
-        for case in cases
+        for case in usable
         if case.split == "val" or case.subject in aside
     ]
+    left_out = sum(case.split in ("train", "val") for case in cases) - len(train) - len(validation)
+    if left_out:
+        log.warning(
+            "%d cases have no labelled %s image and are left out of training", left_out, recipe.sequence
+        )
     if not train:
-        raise error("Training needs at least one case.", "only validation subjects")
+        raise error(
+            f"Training needs at least one case with a {recipe.sequence} image and its labels.",
+            f"{len(names)} subjects of the split 'train'",
+            "Labels come from CT by `mrseg prepare`.",
+        )
     return train, validation
 
 
-def _keep_recipe(recipe: Recipe, output: Path) -> None:
-    text = yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True)
-    path = output / "recipe.yaml"
-    if path.exists() and path.read_text() != text:
+def _check_source(recipe: Recipe, source: Segmenter | None, cases: Sequence[Case]) -> None:
+    """A network is carried over only to the same classes and grid, and never scored on what it has seen."""
+    if source is None:
+        return
+    for name in ("class_names", "preprocessing"):
+        ours, theirs = getattr(recipe, name), getattr(source, name)
+        if ours != theirs:
+            raise error(
+                f"A network is carried over with the {name} it was trained with.",
+                f"{theirs} there, {ours} in recipe {recipe.name}",
+                "Pass the same --set options as for its training.",
+            )
+    seen = trained_on(source, [case for case in cases if case.split == "test"])
+    if seen:
         raise error(
-            "A folder holds the run of one recipe.",
-            f"{output}, begun with other settings (see its recipe.yaml)",
-            "Choose another output folder, or remove this one.",
+            "A test subject is one that no network of the chain has seen.",
+            f"{seen[0]}, which the source was trained on",
+            "Give it another split, or rename it if it is another person.",
         )
-    with atomic_file(path) as temporary:
-        temporary.write_text(text)
+
+
+def _claim(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None, output: Path) -> None:
+    """Writes what this run is; refuses to go on with one of another recipe, other cases or another source."""
+    page = yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True)
+    files = [
+        [c.subject, c.split, c.images[recipe.sequence].name, c.labels[recipe.sequence].name] for c in cases
+    ]
+    run = {
+        "recipe": page,
+        "cases": sorted(files),
+        "source": None if source is None else source.network_sha256,
+    }
+    path = output / "run.json"
+    begun = epochs_done(output) or (output / "segmenter").exists()
+    if begun and path.exists():
+        earlier = json.loads(path.read_text())
+        other = [key for key in run if earlier.get(key) != run[key]]
+        if other:
+            raise error(
+                "A folder holds one run: one recipe, its cases and the network it started from.",
+                f"{output}, begun with another {' and '.join(other)}",
+                "Choose another output folder, or remove this one.",
+            )
+    for file, text in (("run.json", json.dumps(run, indent=1)), ("recipe.yaml", page)):
+        with atomic_file(output / file) as temporary:
+            temporary.write_text(text)
+    write_cases(cases, output / "cohort.tsv")
 
 
 def _provenance(
     recipe: Recipe, train: Sequence[Case], validation: Sequence[Case], source: Segmenter | None
 ) -> dict[str, Any]:
+    # Names of subjects and paths stay in the run's own folder; the segmenter may be passed on.
+    page = recipe.as_dict()
+    page["validation_subjects"] = len(page["validation_subjects"])
+    del page["command"]
     return {
-        "recipe": recipe.as_dict(),
+        "recipe": page,
         "subjects": {"train": len(train), "validation": len(validation)},
+        "subject_digests": sorted({subject_digest(case) for case in (*train, *validation)}),
         "source": source.provenance if source else None,
         "versions": versions(),
     }
