@@ -7,6 +7,7 @@ islam2025 section 3.3.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import logging
 import math
@@ -393,17 +394,16 @@ def _loggers(names: Sequence[str], folder: Path) -> list[keras.callbacks.Callbac
     callbacks: list[keras.callbacks.Callback] = []
     for name in names:
         choice("logger", name, LOGGERS)
-        try:
-            if name == "tensorboard":
-                callbacks.append(keras.callbacks.TensorBoard(str(folder / "tensorboard")))
-            else:
-                from wandb.integration.keras import WandbMetricsLogger
-
-                callbacks.append(WandbMetricsLogger())
-        except ImportError as reason:
+        if importlib.util.find_spec(name) is None:
             raise error(
-                f"The logger {name!r} needs its package.", reason, f"pip install 'mrseg[{name}]'."
-            ) from None
+                "A logger needs its package.", f"{name}, not installed", f"pip install 'mrseg[{name}]'."
+            )
+        if name == "tensorboard":
+            callbacks.append(keras.callbacks.TensorBoard(str(folder / "tensorboard")))
+        else:
+            from wandb.integration.keras import WandbMetricsLogger
+
+            callbacks.append(WandbMetricsLogger())
     return callbacks
 
 

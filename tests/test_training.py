@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 
 import keras
@@ -12,7 +13,7 @@ from mrseg.data.patches import Sampling
 from mrseg.data.pipeline import build_dataset
 from mrseg.models.islam2025 import unet
 from mrseg.models.mecheter2023 import se_unet3d
-from mrseg.training import EarlyStopping, Loss, Plateau, Training, epochs_done, fit, precision
+from mrseg.training import LOGGERS, EarlyStopping, Loss, Plateau, Training, epochs_done, fit, precision
 from mrseg.transfer.freezing import freeze
 from mrseg.transfer.grouping import groups
 
@@ -186,6 +187,34 @@ def test_validation_figures_need_validation_cases(tmp_path):
 def test_a_monitor_that_no_log_has_is_named_with_those_it_has(tmp_path):
     with pytest.raises(InputError, match="dice_bone.*brain"):
         run(tmp_path, Training(epochs=1, batch_size=2, keep="dice_brain"))
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_a_logger_writes_its_log_or_says_what_to_install(tmp_path, name):
+    """Neither package is needed by the library; which of the two happens depends on the environment."""
+    train = build_dataset(examples(), SAMPLING, batch_size=2)
+    options = {
+        "loss": Loss(),
+        "class_names": CLASSES,
+        "folder": tmp_path,
+        "progress": False,
+        "loggers": [name],
+    }
+    if importlib.util.find_spec(name) is None:
+        with pytest.raises(InputError, match=rf"pip install 'mrseg\[{name}\]'"):
+            fit(model(), train, None, Training(epochs=1, batch_size=2), **options)
+    elif name == "tensorboard":
+        fit(model(), train, None, Training(epochs=1, batch_size=2), **options)
+        assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
+    else:
+        pytest.skip("wandb would ask for an account")
+
+
+def test_an_unknown_logger_is_refused(tmp_path):
+    train = build_dataset(examples(), SAMPLING, batch_size=2)
+    options = {"loss": Loss(), "class_names": CLASSES, "folder": tmp_path, "progress": False}
+    with pytest.raises(InputError, match="tensorboard, wandb"):
+        fit(model(), train, None, Training(epochs=1), loggers=["mlflow"], **options)
 
 
 def test_another_network_cannot_continue_a_run(tmp_path):
