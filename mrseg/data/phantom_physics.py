@@ -31,7 +31,8 @@ class Tissue:
 # MR of csf, gm, wm, fat, muscle: BrainWeb's published table for 1.5 T (Kwan, Evans, Pike 1999, IEEE Trans.
 #   Med. Imaging 18:1085).
 # Cortical bone: T1 140-260 ms, T2* 0.42-0.50 ms at 1.5 T (Reichert et al. 2005, Magn. Reson. Imaging 23:611);
-#   about a fifth of its volume is water.
+#   a fifth to a quarter of its volume is water and the T2 of the bound water about 0.4 ms (PMC7531487,
+#   PMC3899101).
 # Marrow: T1 549 ms, T2 49 ms at 1.5 T (de Bazelaire et al. 2004, Radiology 230:652). T2* and density are
 #   choices: trabeculae spoil the field and take a third of the room.
 # Blood: T1 1441 ms, T2 290 ms at 1.5 T (Stanisz et al. 2005, Magn. Reson. Med. 54:507). T2* is a choice; flow
@@ -41,6 +42,8 @@ class Tissue:
 # HU: ranges of fat, grey and white matter, blood and bone in Buzug 2008, Computed Tomography, p. 475;
 #   muscle and csf as in radiology teaching. The diploe's value is of marrow with thin trabeculae;
 #   the anatomy mixes 5 to 65 % of cortical bone into it.
+# The journal references are quoted for values in common use and were not read again for this table; PMC7531487
+#   and PMC3899101 were.
 # Perfusion: grey matter CBV 4 %, CBF 60; white matter 2 %, 22 (Calamante et al. 2000, Magn. Reson. Med.
 #   44:466).
 #   Muscle is hardly perfused at rest; for the artery see ``bolus_r2star``.
