@@ -42,8 +42,8 @@ class Tissue:
 # HU: ranges of fat, grey and white matter, blood and bone in Buzug 2008, Computed Tomography, p. 475;
 #   muscle and csf as in radiology teaching. The diploe's value is of marrow with thin trabeculae;
 #   the anatomy mixes 5 to 65 % of cortical bone into it.
-# The journal references are quoted for values in common use and were not read again for this table; PMC7531487
-#   and PMC3899101 were.
+# The journal references are quoted for values in common use and were not read again for this table;
+#   PMC7531487 and PMC3899101 were, in their abstracts.
 # Perfusion: grey matter CBV 4 %, CBF 60; white matter 2 %, 22 (Calamante et al. 2000, Magn. Reson. Med.
 #   44:466).
 #   Muscle is hardly perfused at rest; for the artery see ``bolus_r2star``.
