@@ -62,7 +62,6 @@ class Segmenter:
             raise error(
                 "Every output channel needs a class name.", f"{channels} channels, {self.class_names}"
             )
-        self.network_sha256 = ""
         self._forward: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
@@ -100,9 +99,7 @@ class Segmenter:
                 f"{folder / NETWORK} with another checksum",
                 "The file is damaged or was exchanged; copy the folder again.",
             )
-        loaded = cls(model=keras.saving.load_model(folder / NETWORK, compile=False), **parts)
-        loaded.network_sha256 = wanted
-        return loaded
+        return cls(model=keras.saving.load_model(folder / NETWORK, compile=False), **parts)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the folder as a whole: ``segmenter.json`` and ``network.keras``.
@@ -127,7 +124,6 @@ class Segmenter:
                 "provenance": self.provenance,
                 "network_sha256": _sha256(temporary / NETWORK),
             }
-            self.network_sha256 = str(card["network_sha256"])
             (temporary / CARD).write_text(json.dumps(card, indent=2))
         return folder
 

@@ -207,6 +207,17 @@ def test_a_source_with_other_classes_or_preprocessing_is_refused(tmp_path, chang
         train_recipe(load_recipe("phantom_t2", SMALL), cases, tmp_path / "o", source=source, progress=False)
 
 
+def test_a_begun_transfer_knows_its_source_again_after_it_was_saved_anew_and_refuses_another(tmp_path):
+    recipe = load_recipe("phantom_t1", SMALL)
+    cases, source = labelled_cases(tmp_path / "raw")[:1], source_of(recipe)
+    runner._claim(recipe, cases, source, tmp_path)
+    (tmp_path / "segmenter").mkdir()
+    runner._claim(recipe, cases, Segmenter.load(source.save(tmp_path / "t1")), tmp_path)
+    source.model.get_layer("head_logits").bias.assign([1.0, 0.0, 0.0])
+    with pytest.raises(InputError, match="one run.*another source"):
+        runner._claim(recipe, cases, source, tmp_path)
+
+
 def test_a_test_subject_that_the_source_has_seen_is_refused(tmp_path):
     recipe = load_recipe("phantom_t1", SMALL)
     cases = [dataclasses.replace(c, images={"T2w": c.images["T1w"]}, labels={"T2w": c.labels["T1w"]})

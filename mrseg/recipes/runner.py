@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import platform
@@ -215,7 +216,7 @@ def _claim(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None, outp
     run = {
         "recipe": page,
         "cases": sorted(files),
-        "source": None if source is None else source.network_sha256,
+        "source": None if source is None else _weights_digest(source.model),
     }
     path = output / "run.json"
     begun = epochs_done(output) or (output / "segmenter").exists()
@@ -232,6 +233,14 @@ def _claim(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None, outp
         with atomic_file(output / file) as temporary:
             temporary.write_text(text)
     write_cases(cases, output / "cohort.tsv")
+
+
+def _weights_digest(model: keras.Model) -> str:
+    """Names a network by its weights: the file of one and the same network differs by the date inside."""
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _provenance(
