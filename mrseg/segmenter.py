@@ -14,7 +14,7 @@ import keras
 import nibabel as nib
 import numpy as np
 
-import mrseg.models.layers  # noqa: F401  (registers the layers that a network file may hold)
+import mrseg.models.blocks  # noqa: F401  (registers the layers that a network file may hold)
 from mrseg._checks import error, existing_folder
 from mrseg._files import atomic_folder
 from mrseg.data.cases import Case

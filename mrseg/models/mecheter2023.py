@@ -77,16 +77,7 @@ def se_unet3d(
         return blocks.recalibrate(x, recalibration, name=f"{stage_name}_recalibration")
 
     image = blocks.image_input(input_shape, num_classes, filters, multiple=2**STAGES)
-    x, skips = image, []
-    for level in range(1, STAGES + 1):
-        x = stage(x, filters * 2 ** (level - 1), f"encoder{level}")
-        skips.append(x)
-        x = blocks.pool(x, name=f"encoder{level}_pool")
-    x = stage(x, filters * 2**STAGES, "bottleneck")
-    for level in range(STAGES, 0, -1):
-        width = filters * 2 ** (level - 1)
-        x = blocks.upsample(x, width, name=f"decoder{level}_upsample", weight_decay=weight_decay)
-        x = blocks.join(x, skips[level - 1], name=f"decoder{level}_skip")
-        x = stage(x, width, f"decoder{level}")
+    widths = [filters * 2**level for level in range(STAGES + 1)]
+    x = blocks.encoder_decoder(image, widths, stage, weight_decay=weight_decay)
     x = blocks.head(x, num_classes, activation="softmax", weight_decay=weight_decay)
     return keras.Model(image, x, name=name)

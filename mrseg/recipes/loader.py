@@ -35,7 +35,7 @@ class Network:
 
     def __post_init__(self) -> None:
         choice("network.builder", self.builder, BUILDERS)
-        known = list(inspect.signature(BUILDERS[self.builder].build).parameters)[2:]
+        known = list(inspect.signature(BUILDERS[self.builder]).parameters)[2:]
         for name in self.arguments:
             choice(f"An argument of {self.builder}", name, known)
 

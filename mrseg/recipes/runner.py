@@ -50,7 +50,7 @@ def build_network(recipe: Recipe, source: keras.Model | None = None) -> tuple[ke
         needs = "needs a trained network to start from" if recipe.transfer else "trains from scratch"
         raise error(f"Recipe {recipe.name} {needs}.", "none" if source is None else source.name)
     with precision(recipe.training.precision):
-        model = BUILDERS[recipe.network.builder].build(
+        model = BUILDERS[recipe.network.builder](
             recipe.sampling.input_shape, len(recipe.class_names), **recipe.network.arguments
         )
         if recipe.transfer is None or source is None:

@@ -51,8 +51,8 @@ def hybrid(
 
     Returns:
         keras.Model with the input and output shapes of ``t1_model``. The adapted encoder's layers are called
-        ``adapted_encoder1_conv1`` and so on and are frozen, BatchNormalization in inference mode; no
-        gradient enters them. The dedicated encoder and the decoder keep the names of ``t1_model``'s layers
+        ``adapted_encoder1_conv1`` and so on and are frozen, BatchNormalization in inference mode, dropout
+        silent; no gradient enters them. The dedicated encoder and the decoder keep the names of ``t1_model``'s layers
         and start anew. Fusion layers are called ``encoder1_fusion``, ..., ``bottleneck_fusion``.
 
     Raises:
@@ -70,7 +70,7 @@ def hybrid(
     encoder, decoder = _halves(t1_model)
     image = keras.Input(t1_model.input_shape[1:], name=t1_model.layers[0].name, dtype=t1_model.input.dtype)
 
-    adapted = _replay(encoder, {id(t1_model.input): image}, lambda layer: _copy(layer, ADAPTED + layer.name))
+    adapted = _replay(encoder, {id(t1_model.input): image}, _frozen_copy)
     dedicated = _replay(encoder, {id(t1_model.input): image}, lambda layer: _copy(layer, layer.name))
     fused = _fuse_crossing(encoder, decoder, adapted, dedicated, FUSIONS[fuse], fuse_at)
     whole = _replay(decoder, fused, lambda layer: _copy(layer, layer.name))
@@ -146,6 +146,14 @@ def _replay(
 def _copy(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
     """A new layer with the options of ``layer``, trainable, with initial weights."""
     return layer.__class__.from_config(layer.get_config() | {"name": name, "trainable": True})
+
+
+def _frozen_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer's counterpart in the adapted encoder; dropout drops nothing there, in training either."""
+    name = ADAPTED + layer.name
+    if not isinstance(layer, layers.Dropout):
+        return _copy(layer, name)
+    return layer.__class__.from_config(layer.get_config() | {"name": name, "rate": 0.0})
 
 
 def _fuse_crossing(

@@ -10,18 +10,23 @@ import keras
 import numpy as np
 import pytest
 
+from mrseg import models
 from mrseg._checks import InputError
-from mrseg.models.builders import BUILDERS
+from mrseg.models.builders import BUILDERS, NETWORKS
 
-NAMES = sorted(BUILDERS)
+#: Rows that differ from another in their width alone are built once, for their parameters.
+DISTINCT = [network for network in NETWORKS if list(network.arguments) != ["filters"]]
+NAMES = [network.name for network in DISTINCT]
+WITH_RANK = [(network.name, rank) for network in DISTINCT for rank in network.ranks]
 
 
 def small(name, rank=None, **options):
-    """The network with four filters, for an image of 16 x 16 (x 8) voxels."""
-    builder = BUILDERS[name]
-    sizes = (16, 16, 8)[: rank or len(builder.input_shape) - 1]
+    """The network with four filters, for the smallest image that is halved to 2 voxels and more."""
+    network = models.list()[name]
+    rank = rank or len(network.input_shape) - 1
+    sizes = (2 * network.multiple, 2 * network.multiple, network.multiple)[:rank]
     keras.utils.set_random_seed(1)
-    return builder.build((*sizes, 1), num_classes=builder.num_classes, filters=4, **options)
+    return network.build((*sizes, network.input_shape[-1]), filters=4, **options)
 
 
 def image(model, batch=2):
@@ -29,27 +34,45 @@ def image(model, batch=2):
     return np.random.default_rng(0).normal(size=(batch, *sizes)).astype("float32")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_parameter_counts_are_those_of_the_paper_s_network(name):
-    builder = BUILDERS[name]
-    model = builder.build(builder.input_shape, num_classes=builder.num_classes, filters=builder.filters)
-    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-    assert (model.count_params(), trainable) == (builder.parameters, builder.trainable)
+def counts(model):
+    return model.count_params(), sum(int(np.prod(w.shape)) for w in model.trainable_weights)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_defaults_of_the_builder_are_the_paper_s(name):
-    builder = BUILDERS[name]
-    assert builder.build(builder.input_shape).count_params() == builder.parameters
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_parameter_counts_are_those_of_the_paper_s_network(network):
+    assert counts(network.build()) == (network.parameters, network.trainable)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_the_defaults_of_a_builder_are_the_paper_s(name):
+    network = models.list()[name]
+    assert network.builder == name and network.arguments == {}
+    assert counts(BUILDERS[name](network.input_shape)) == (network.parameters, network.trainable)
+
+
+def test_every_builder_is_a_public_name_and_takes_the_width_of_its_first_stage():
+    for name, build in BUILDERS.items():
+        assert getattr(models, name) is build
+        network = models.list()[name]
+        sizes = (network.multiple,) * (len(network.input_shape) - 1)
+        model = build((*sizes, network.input_shape[-1]), filters=3)
+        first = next(layer for layer in model.layers if hasattr(layer, "filters"))
+        assert first.filters == (6 if name == "sep_res_unet" else 3)
+
+
+@pytest.mark.parametrize(("name", "rank"), WITH_RANK)
 def test_output_is_one_probability_per_class_and_voxel(name, rank):
     model = small(name, rank)
-    assert model.output_shape == (*model.input_shape[:-1], BUILDERS[name].num_classes)
+    assert model.output_shape == (*model.input_shape[:-1], models.list()[name].num_classes)
     p = np.asarray(model(image(model)))
     assert np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1
+
+
+@pytest.mark.parametrize("name", [n.name for n in NETWORKS if n.ranks == (2,)])
+def test_networks_of_slices_refuse_volumes_in_one_line(name):
+    network = models.list()[name]
+    with pytest.raises(InputError):
+        network.build((16, 16, 16, network.input_shape[-1]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,23 +83,32 @@ def test_the_last_two_layers_are_the_logits_and_the_probabilities(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_left_open_take_any_size_that_divides(name):
-    builder = BUILDERS[name]
-    rank = len(builder.input_shape) - 1
-    model = builder.build((*[None] * rank, 1), filters=2)
-    for size in (builder.multiple, 2 * builder.multiple):
-        x = np.zeros((1, *[size] * rank, 1), "float32")
+    network = models.list()[name]
+    rank, channels = len(network.input_shape) - 1, network.input_shape[-1]
+    model = network.build((*[None] * rank, channels), filters=2)
+    for size in (network.multiple, 2 * network.multiple):
+        x = np.zeros((1, *[size] * rank, channels), "float32")
         assert model(x).shape[1:-1] == x.shape[1:-1]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_that_do_not_divide_and_too_few_classes_are_refused(name):
-    builder = BUILDERS[name]
-    sizes = list(builder.input_shape)
-    sizes[0] = builder.multiple + 1
-    with pytest.raises(InputError, match=f"multiples of {builder.multiple}"):
-        builder.build(tuple(sizes))
+    network = models.list()[name]
+    sizes = list(network.input_shape)
+    sizes[0] = network.multiple + 1
+    with pytest.raises(InputError, match=f"multiples of {network.multiple}"):
+        network.build(tuple(sizes))
     with pytest.raises(InputError, match="num_classes"):
-        builder.build(builder.input_shape, num_classes=1)
+        network.build(num_classes=1)
+
+
+def test_the_table_of_networks_prints_a_row_each_and_names_a_misspelt_one():
+    table = models.list()
+    lines = str(table).splitlines()
+    assert len(lines) == len(table) + 2 == len(NETWORKS) + 2
+    assert "29,459,459" in lines[2] and "`mrseg train mecheter2020_t1`" in lines[2]
+    with pytest.raises(InputError, match="Did you mean 'vgg_fcn_adult'"):
+        table["vgg_fcn_adlt"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,7 +121,7 @@ def test_bfloat16_gives_float32_probabilities_close_to_float32_ones(name):
         keras.config.set_dtype_policy("float32")
     half.set_weights(exact.get_weights())
     p = half(image(half))
-    assert half.get_layer("encoder1_conv1").compute_dtype == "bfloat16"
+    assert next(layer for layer in half.layers if layer.weights).compute_dtype == "bfloat16"
     assert keras.backend.standardize_dtype(p.dtype) == "float32"
     # some twenty layers of 2**-9 relative rounding each, on probabilities: far below 0.05
     assert np.abs(np.asarray(p) - np.asarray(exact(image(exact)))).max() < 0.05
@@ -128,7 +160,7 @@ def test_every_trainable_tensor_gets_a_finite_gradient_that_is_not_zero(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_layer_has_one_input_and_a_name_with_its_stage(name):
-    stages = ("encoder", "bottleneck", "decoder", "head", "image")
+    stages = ("stem", "encoder", "bottleneck", "decoder", "head", "image")
     for layer in small(name).layers:
         assert layer.name.startswith(stages)
         assert layer.input is not None

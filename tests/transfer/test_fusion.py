@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mrseg._checks import InputError
-from mrseg.models.builders import BUILDERS
+from mrseg.models.builders import NETWORKS
 from mrseg.models.islam2025 import unet
 from mrseg.models.mecheter2023 import se_unet3d
 from mrseg.transfer.freezing import train_all, train_last
@@ -15,7 +15,19 @@ from mrseg.transfer.fusion import hybrid
 from mrseg.transfer.grouping import groups
 from mrseg.transfer.weights import load_weights
 
-NAMES = sorted(BUILDERS)
+BY_NAME = {network.name: network for network in NETWORKS}
+#: Tensors that the encoder hands to the decoder; SegNet's pooling indices are handed over too and not fused.
+CROSSING = {
+    "segnet": ["bottleneck"],
+    "se_unet3d": ["encoder1", "encoder2", "encoder3", "bottleneck"],
+    "vgg_fcn": ["encoder1", "encoder2", "encoder3", "encoder4", "encoder5"],
+    "res_unet": ["encoder1", "encoder2", "encoder3", "encoder4", "bottleneck"],
+    "res_unet_resnet34": ["stem", "encoder1", "encoder2", "encoder3", "encoder4"],
+    "unet": ["encoder1", "encoder2", "encoder3", "bottleneck"],
+    "sep_res_unet": ["encoder1", "encoder2", "encoder3", "bottleneck"],
+    "attention_unet": ["encoder1", "encoder2", "encoder3", "encoder4", "bottleneck"],
+}
+NAMES = list(CROSSING)
 
 
 def trained_like(model, seed=3):
@@ -28,8 +40,14 @@ def trained_like(model, seed=3):
 
 
 def base(name):
-    sizes = (16, 16, 8)[: len(BUILDERS[name].input_shape) - 1]
-    return trained_like(BUILDERS[name].build((*sizes, 1), filters=2))
+    network = BY_NAME[name]
+    sizes = (2 * network.multiple, 2 * network.multiple, network.multiple)[: len(network.input_shape) - 1]
+    return trained_like(network.build((*sizes, network.input_shape[-1]), filters=2))
+
+
+def deepest(model):
+    """The last of the stages before the decoder."""
+    return next(g.name for g in reversed(list(groups(model))) if g.name.startswith(("encoder", "bottleneck")))
 
 
 def image(model, seed=0):
@@ -73,15 +91,18 @@ def test_fusing_at_the_bottleneck_takes_the_skips_from_the_dedicated_encoder(nam
     t1_model = base(name)
     model = hybrid(t1_model, fuse="multiply", fuse_at="bottleneck")
     names = [layer.name for layer in model.layers]
-    assert [name for name in names if name.endswith("_fusion")] == ["bottleneck_fusion"]
-    assert model.get_layer("decoder2_skip").input[1] is model.get_layer("encoder2_pool").input
+    assert [name for name in names if name.endswith("_fusion")] == [f"{deepest(t1_model)}_fusion"]
+    skips = [layer for layer in model.layers if layer.name.startswith("decoder") and "skip" in layer.name]
+    for layer in skips:
+        before = [t for t in keras.tree.flatten(layer.input) if "encoder" in t._keras_history.operation.name]
+        assert not any("adapted" in t._keras_history.operation.name for t in before)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_by_default_every_tensor_that_reaches_the_decoder_is_fused(name):
     model = hybrid(base(name))
     fused = {layer.name for layer in model.layers if layer.name.endswith("_fusion")}
-    assert fused == {"encoder1_fusion", "encoder2_fusion", "encoder3_fusion", "bottleneck_fusion"}
+    assert fused == {f"{stage}_fusion" for stage in CROSSING[name]}
 
 
 def test_fusions_of_two_voxels_worked_out_by_hand():
@@ -114,9 +135,9 @@ def test_concat_puts_the_adapted_channels_first():
 def test_the_adapted_encoder_computes_what_the_t1_encoder_computes_even_while_training(name):
     t1_model = base(name)
     model = hybrid(t1_model)
-    deepest = groups(t1_model)["bottleneck"].layers[-1]
-    encoder = keras.Model(t1_model.input, t1_model.get_layer(deepest).output)
-    adapted = keras.Model(model.input, model.get_layer(f"adapted_{deepest}").output)
+    last = groups(t1_model)[deepest(t1_model)].layers[-1]
+    encoder = keras.Model(t1_model.input, t1_model.get_layer(last).output)
+    adapted = keras.Model(model.input, model.get_layer(f"adapted_{last}").output)
     x = image(model)
     np.testing.assert_array_equal(adapted(x, training=True), encoder(x, training=False))
 

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from mrseg._checks import InputError
-from mrseg.models.builders import BUILDERS
+from mrseg.models.builders import NETWORKS
 from mrseg.models.islam2025 import unet
 from mrseg.models.mecheter2023 import se_unet3d
 from mrseg.transfer.grouping import counts_as_conv, group_name, groups
@@ -36,9 +36,10 @@ def test_a_group_s_parameters_worked_out_by_hand():
     assert (table["head"].parameters, table["head"].trainable) == (12, 12)
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
-def test_groups_of_every_network_hold_all_parameters_once(name):
-    model = BUILDERS[name].build((16, 16, 1), filters=2)
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_groups_of_every_network_hold_all_parameters_once(network):
+    sizes = (network.multiple,) * (len(network.input_shape) - 1)
+    model = network.build((*sizes, network.input_shape[-1]), filters=2)
     table = groups(model)
     assert table.parameters == model.count_params()
     named = [layer for group in table for layer in group.layers]
