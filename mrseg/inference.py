@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mrseg._checks import choice, error
-from mrseg.data.patches import Sampling, cut, pad_to, patch_starts
+from mrseg.data.patches import Sampling, cut, cut_input, pad_to, patch_starts
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,9 @@ def predict_probabilities(
     for first in tqdm(range(0, len(starts), batch_size), desc="patches", disable=not progress, leave=False):
         some = starts[first : first + batch_size]
         for row, start in enumerate(some):
-            batch[row] = cut(padded, start, sampling.patch_shape).reshape(sampling.input_shape)
+            batch[row] = cut_input(padded, start, sampling)
+            if sampling.channel_mean:
+                batch[row] -= sampling.channel_mean
         output = forward(batch)
         for row, start in enumerate(some):
             patch = output[row].reshape(*sampling.patch_shape, num_classes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import inspect
 import json
 import logging
 import math
@@ -36,27 +37,48 @@ LOSSES = {
     "categorical_cross_entropy": losses.CategoricalCrossEntropy,
     "dice": losses.CategoricalDice,
     "dice_cross_entropy": losses.DiceCrossEntropy,
+    "focal": losses.CategoricalFocal,
+    "tversky": losses.CategoricalTversky,
 }
 LOGGERS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss by name; ``class_weights`` only for the cross-entropy (islam2025: 1, 10, 3, 3)."""
+    """A loss of mrseg.metrics by name.
+
+    Attributes:
+        name: one of LOSSES.
+        class_weights: for the cross-entropies (islam2025: 1, 10, 3, 3).
+        over_voxels: ``sum`` instead of ``mean``, for the cross-entropy alone (xu2017).
+    """
 
     name: str = "categorical_cross_entropy"
     class_weights: tuple[float, ...] | None = None
+    over_voxels: str = "mean"
 
     def __post_init__(self) -> None:
         choice("loss.name", self.name, LOSSES)
+        choice("loss.over_voxels", self.over_voxels, ("mean", "sum"))
+        known = inspect.signature(LOSSES[self.name]).parameters
+        for option in self._options():
+            if option not in known:
+                having = [
+                    name for name, loss in LOSSES.items() if option in inspect.signature(loss).parameters
+                ]
+                raise error(f"loss.{option} belongs to {' and '.join(having)}.", f"loss.name {self.name!r}")
 
     def build(self) -> keras.Loss:
         """The Keras loss."""
-        if self.class_weights is None:
-            return LOSSES[self.name]()
-        if self.name == "dice":
-            raise error("loss.class_weights belongs to a cross-entropy.", f"loss.name {self.name!r}")
-        return LOSSES[self.name](class_weights=self.class_weights)
+        return LOSSES[self.name](**self._options())
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if self.class_weights is not None:
+            options["class_weights"] = self.class_weights
+        if self.over_voxels != "mean":
+            options["over_voxels"] = self.over_voxels
+        return options
 
 
 @dataclass(frozen=True)
@@ -93,7 +115,8 @@ class Training:
         epochs: at most so many.
         batch_size: patches or slices in a step.
         learning_rate: of the first step.
-        optimizer: ``adam`` or ``sgd`` (momentum 0.9).
+        optimizer: ``adam`` or ``sgd``.
+        momentum: of ``sgd``.
         schedule: ``constant``, or ``cosine`` down to 0 at the last step.
         plateau: reduces a constant rate.
         early_stopping: ends the run early.
@@ -107,6 +130,7 @@ class Training:
     batch_size: int = 2
     learning_rate: float = 1.0e-4
     optimizer: str = "adam"
+    momentum: float = 0.9
     schedule: str = "constant"
     plateau: Plateau | None = None
     early_stopping: EarlyStopping | None = None
@@ -122,6 +146,8 @@ class Training:
         choice("training.precision", self.precision, PRECISIONS)
         if not 0 <= self.seed < 2**32:
             raise error("training.seed is a whole number from 0 to 2^32 - 1.", self.seed)
+        if not 0.0 <= self.momentum < 1.0:
+            raise error("training.momentum lies in [0, 1).", self.momentum)
         if not self.learning_rate > 0:
             raise error("training.learning_rate is positive.", self.learning_rate)
         if self.schedule == "cosine" and (self.plateau or self.early_stopping):
@@ -219,7 +245,7 @@ def _compile(
     rate: Any = settings.learning_rate
     if settings.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, steps * settings.epochs)
-    options = {"momentum": 0.9} if settings.optimizer == "sgd" else {}
+    options = {"momentum": settings.momentum} if settings.optimizer == "sgd" else {}
     model.compile(
         optimizer=OPTIMIZERS[settings.optimizer](rate, **options),
         loss=loss.build(),

@@ -8,12 +8,23 @@ import keras
 import numpy as np
 import pytest
 
+from mrseg import training
 from mrseg._checks import InputError
 from mrseg.data.patches import Sampling
 from mrseg.data.pipeline import build_dataset
 from mrseg.models.islam2025 import unet
 from mrseg.models.mecheter2023 import se_unet3d
-from mrseg.training import LOGGERS, EarlyStopping, Loss, Plateau, Training, epochs_done, fit, precision
+from mrseg.training import (
+    LOGGERS,
+    LOSSES,
+    EarlyStopping,
+    Loss,
+    Plateau,
+    Training,
+    epochs_done,
+    fit,
+    precision,
+)
 from mrseg.transfer.freezing import freeze
 from mrseg.transfer.grouping import groups
 
@@ -238,7 +249,24 @@ def test_impossible_settings_are_refused(bad, word):
         Training(**bad)
 
 
-def test_class_weights_belong_to_a_cross_entropy():
-    with pytest.raises(InputError, match="cross-entropy"):
-        Loss("dice", (1.0, 2.0)).build()
-    assert Loss("categorical_cross_entropy", (1.0, 2.0)).build() is not None
+def test_options_of_a_loss_belong_to_the_losses_that_have_them():
+    with pytest.raises(InputError, match="over_voxels belongs to categorical_cross_entropy.*'dice'"):
+        Loss("dice", over_voxels="sum")
+    with pytest.raises(InputError, match="class_weights belongs to .*focal"):
+        Loss("tversky", (1.0, 2.0))
+    built = Loss("categorical_cross_entropy", (1.0, 2.0), "sum").build().get_config()
+    assert (built["class_weights"], built["over_voxels"]) == ([1.0, 2.0], "sum")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_that_a_recipe_may_name_is_built(name):
+    assert np.isfinite(
+        Loss(name).build()(np.array([[0, 1]]), np.array([[[0.9, 0.1], [0.2, 0.8]]], "float32"))
+    )
+
+
+def test_sgd_has_the_momentum_it_was_given(tmp_path):
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 1, activation="softmax")])
+    settings = Training(epochs=1, batch_size=1, optimizer="sgd", momentum=0.99)
+    training._compile(model, settings, Loss(), ("a", "b"), steps=1)
+    assert model.optimizer.momentum == 0.99

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "geometry": [
             "check_same_grid", "from_canonical", "grid_distance_mm", "grid_with_spacing", "head_grid",
-            "head_mask", "resample", "to_canonical", "voxel_sizes",
+            "head_mask", "plane_grid", "resample", "to_canonical", "voxel_sizes",
         ],
         "io": ["read_ct", "read_labels", "read_volume", "write_labels", "write_volume"],
         "cases": ["Case", "read_cases", "select", "split_by_subject", "write_cases"],
@@ -16,9 +16,9 @@ __getattr__, __dir__, __all__ = attach(
             "apply_transform", "check_quality", "load_registration", "register", "save_registration",
             "transform_points",
         ],
-        "normalization": ["lcn", "min_max", "quantile_zscore"],
+        "normalization": ["histogram_equalization", "lcn", "min_max", "quantile_zscore"],
         "augmentation": ["Augmentation"],
-        "patches": ["Sampling", "patch_starts"],
+        "patches": ["Sampling", "channel_means", "patch_starts"],
         "preprocessing": ["Preprocessing"],
         "pipeline": ["build_dataset", "load_examples"],
     },

@@ -1,7 +1,8 @@
-"""Random flips and in-plane rotations of a patch and its labels, as TensorFlow graph operations.
+"""Random flips, in-plane rotations and scalings of a patch and its labels, as TensorFlow graph operations.
 
-Source: islam2025 section 3.1.2 ("random flips and rotations"; the ranges are ours, see
-docs/papers/islam2025.md).
+Sources: islam2025 section 3.1.2 ("random flips and rotations"), xu2017 section 2.1 ("scaling and rotating"),
+alkhimova2022 (flip, rotation of up to 15 degrees). Ranges that a paper leaves open are told on its page in
+docs/papers.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ class Augmentation:
         flip_axes: axes of the patch that are mirrored, each with probability 1/2. For slices the axes are
             those of the slice: 0 and 1.
         rotation_deg: rotation in the plane of the first two axes, uniform in [-rotation_deg, rotation_deg].
+        scale: factor on sizes in that plane, uniform in [1 - scale, 1 + scale].
         intensity_scale: factor on the intensities, uniform in [1 - s, 1 + s].
     """
 
     flip_axes: tuple[int, ...] = ()
     rotation_deg: float = 0.0
+    scale: float = 0.0
     intensity_scale: float = 0.0
 
     def __post_init__(self) -> None:
@@ -36,8 +39,9 @@ class Augmentation:
             raise error("augmentation.flip_axes holds axes of the patch: 0, 1, 2.", self.flip_axes)
         if not 0.0 <= self.rotation_deg <= 180.0:
             raise error("augmentation.rotation_deg lies in [0, 180].", self.rotation_deg)
-        if not 0.0 <= self.intensity_scale < 1.0:
-            raise error("augmentation.intensity_scale lies in [0, 1).", self.intensity_scale)
+        for name in ("scale", "intensity_scale"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise error(f"augmentation.{name} lies in [0, 1).", getattr(self, name))
 
     def __call__(self, image: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Augments one patch.
@@ -54,8 +58,10 @@ class Augmentation:
 
         seeds = tf.random.split(seed, 3)
         image, labels = random_flip(image, labels, seeds[0], axes=self.flip_axes)
-        if self.rotation_deg > 0:
-            image, labels = random_rotation(image, labels, seeds[1], max_angle_deg=self.rotation_deg)
+        if self.rotation_deg > 0 or self.scale > 0:
+            image, labels = random_rotation(
+                image, labels, seeds[1], max_angle_deg=self.rotation_deg, max_scale=self.scale
+            )
         if self.intensity_scale > 0:
             low, high = 1.0 - self.intensity_scale, 1.0 + self.intensity_scale
             image = image * tf.random.stateless_uniform((), seeds[2], low, high)
@@ -76,9 +82,9 @@ def random_flip(
 
 
 def random_rotation(
-    image: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, *, max_angle_deg: float
+    image: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, *, max_angle_deg: float, max_scale: float = 0.0
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rotates image (bilinear) and labels (nearest) by one angle in the plane of the first two axes.
+    """Rotates and scales image (bilinear) and labels (nearest) in the plane of the first two axes.
 
     Corners that turn in from outside hold 0 in the image and the ignore label in the labels, so that nobody
     learns from them.
@@ -86,10 +92,12 @@ def random_rotation(
     import tensorflow as tf
 
     angle = tf.random.stateless_uniform((), seed, -max_angle_deg, max_angle_deg) * (math.pi / 180.0)
+    other_seed = tf.random.experimental.stateless_fold_in(seed, 1)
+    scale = tf.random.stateless_uniform((), other_seed, 1.0 - max_scale, 1.0 + max_scale)
     shape = image.shape
     flat_image = tf.reshape(image, (1, shape[0], shape[1], -1))  # (1, X, Y, Z*C)
     flat_labels = tf.reshape(tf.cast(labels, tf.float32), (1, shape[0], shape[1], -1))
-    transform = _rotation(angle, shape[0], shape[1])
+    transform = _rotation(angle, scale, shape[0], shape[1])
     rotated = _project(flat_image, transform, "BILINEAR", 0.0)
     rotated_labels = _project(flat_labels, transform, "NEAREST", float(IGNORE_LABEL))
     return (
@@ -98,11 +106,11 @@ def random_rotation(
     )
 
 
-def _rotation(angle: tf.Tensor, height: int, width: int) -> tf.Tensor:
+def _rotation(angle: tf.Tensor, scale: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """The 8 numbers that ImageProjectiveTransformV3 wants: output (x, y) -> input, about the centre."""
     import tensorflow as tf
 
-    cos, sin = tf.cos(angle), tf.sin(angle)
+    cos, sin = tf.cos(angle) / scale, tf.sin(angle) / scale
     centre_x, centre_y = (width - 1) / 2.0, (height - 1) / 2.0
     shift_x = centre_x - cos * centre_x + sin * centre_y
     shift_y = centre_y - sin * centre_x - cos * centre_y

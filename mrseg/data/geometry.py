@@ -315,6 +315,29 @@ def _positive_mm(name: str, value: Sequence[float], *lengths: int) -> tuple[floa
     return sizes
 
 
+def plane_grid(shape: Sequence[int], affine: np.ndarray, size: Sequence[int]) -> Grid:
+    """Returns the grid whose slices show the same field of view, padded to a square, with ``size`` pixels.
+
+    Args:
+        shape: voxels of the canonical volume.
+        affine: of the canonical volume.
+        size: pixels of a slice along x and y; the slices along z stay as they are.
+
+    Returns:
+        ``(shape, affine)`` for ``resample``.
+
+    Reference:
+        alkhimova2022, section on the data ("image resizing"); that the slice is padded to a square first is a
+        choice of this library.
+    """
+    wanted = np.array(positive_ints("size", tuple(int(n) for n in size), 2))
+    source = np.array(voxel_sizes(affine))
+    side_mm = (np.array(shape[:2]) * source[:2]).max()
+    spacing = np.array([*(side_mm / wanted), source[2]])
+    centre = (np.array(shape[:3]) - 1) / 2
+    return _centred_grid(affine, centre, np.array([*wanted, shape[2]]), spacing)
+
+
 def _centred_grid(affine: np.ndarray, centre: np.ndarray, count: np.ndarray, spacing: np.ndarray) -> Grid:
     """The grid of ``count`` voxels of ``spacing`` mm along the axes of ``affine`` around index ``centre``."""
     moved = np.array(affine, dtype=np.float64)

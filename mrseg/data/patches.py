@@ -25,11 +25,16 @@ class Sampling:
         overlap: fraction of a patch shared with its neighbour along each axis, in [0, 1).
         patches_per_volume: training takes so many random patches of each volume in every epoch;
             None takes the grid of overlapping patches, the same in every epoch.
+        neighbours: so many slices before and after a slice come with it as channels, 0 outside the volume: 1
+            makes the "3D-like" colours n-1, n, n+1 of xu2017 (section 2.1).
+        channel_mean: subtracted from each channel, last of all; empty subtracts nothing.
     """
 
     patch_shape: tuple[int, int, int]
     overlap: float = 0.5
     patches_per_volume: int | None = None
+    neighbours: int = 0
+    channel_mean: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         positive_ints("sampling.patch_shape", self.patch_shape, 3)
@@ -40,6 +45,16 @@ class Sampling:
             )
         if self.patches_per_volume is not None:
             positive_ints("sampling.patches_per_volume", (self.patches_per_volume,), 1)
+        if self.neighbours:
+            positive_ints("sampling.neighbours", (self.neighbours,), 1)
+            if self.slice_axis is None:
+                raise error(
+                    "sampling.neighbours are slices beside a slice.",
+                    f"patches of {self.patch_shape}",
+                    "Give patch_shape an axis of size 1, or leave neighbours out.",
+                )
+        if self.channel_mean and len(self.channel_mean) != self.channels:
+            raise error(f"sampling.channel_mean has {self.channels} numbers.", self.channel_mean)
 
     @property
     def slice_axis(self) -> int | None:
@@ -48,8 +63,13 @@ class Sampling:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape a builder takes: the patch without its slice axis, and one channel."""
-        return (*(size for size in self.patch_shape if size != 1), 1)
+        """Shape a builder takes: the patch without its slice axis, and the channels."""
+        return (*(size for size in self.patch_shape if size != 1), self.channels)
+
+    @property
+    def channels(self) -> int:
+        """1, or a slice with its neighbours on both sides."""
+        return 2 * self.neighbours + 1
 
 
 def check_overlap(overlap: float) -> float:
@@ -106,6 +126,46 @@ def random_starts(
 def cut(array: np.ndarray, start: Iterable[int], patch_shape: Sequence[int]) -> np.ndarray:
     """The patch of ``array`` (x, y, z, ...) that begins at ``start``; a view, no copy."""
     return array[tuple(slice(s, s + size) for s, size in zip(start, patch_shape, strict=True))]
+
+
+def cut_input(image: np.ndarray, start: Sequence[int] | np.ndarray, sampling: Sampling) -> np.ndarray:
+    """What the network sees of ``image`` (x, y, z) at ``start``, before its channel means are subtracted.
+
+    Returns:
+        Array of shape ``sampling.input_shape``: the patch, or a slice and its neighbours as channels, 0 where
+        these lie outside the volume.
+    """
+    axis = sampling.slice_axis
+    if not sampling.neighbours or axis is None:
+        return cut(image, start, sampling.patch_shape).reshape(sampling.input_shape)
+    channels = np.zeros(sampling.input_shape, image.dtype)
+    for channel in range(sampling.channels):
+        beside = list(start)
+        beside[axis] += channel - sampling.neighbours
+        if 0 <= beside[axis] < image.shape[axis]:
+            channels[..., channel] = cut(image, beside, sampling.patch_shape).reshape(channels.shape[:-1])
+    return channels
+
+
+def channel_means(images: Sequence[np.ndarray], sampling: Sampling) -> tuple[float, ...]:
+    """Mean of each channel over all slices (or voxels) of training images, for ``sampling.channel_mean``.
+
+    Args:
+        images: arrays (x, y, z), preprocessed.
+        sampling: the network's view.
+
+    Reference:
+        xu2017, section 2.1: the mean of the training images is subtracted.
+    """
+    totals, voxels = np.zeros(sampling.channels), 0
+    for image in images:
+        voxels += image.size
+        axis = 0 if sampling.slice_axis is None else sampling.slice_axis
+        by_slice = image.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64)
+        for channel in range(sampling.channels):
+            offset = channel - sampling.neighbours
+            totals[channel] += by_slice[max(0, offset) : len(by_slice) + min(0, offset)].sum()
+    return tuple(float(total / voxels) for total in totals)
 
 
 def pad_to(array: np.ndarray, patch_shape: Sequence[int], fill: float = 0.0) -> tuple[np.ndarray, tuple]:

@@ -17,7 +17,7 @@ from mrseg.data.augmentation import Augmentation
 from mrseg.data.cases import Case
 from mrseg.data.geometry import check_same_grid
 from mrseg.data.io import read_labels, read_volume
-from mrseg.data.patches import Sampling, cut, patch_starts, random_starts
+from mrseg.data.patches import Sampling, cut, cut_input, patch_starts, random_starts
 from mrseg.data.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def build_dataset(
         first_epoch: number of the first epoch, for resumed runs.
 
     Returns:
-        Dataset of (batch, *patch, 1) float32 and (batch, *patch) uint8, the slice axis dropped for slices.
+        Dataset of (batch, *patch, channels) float32 and (batch, *patch) uint8, the slice axis dropped for
+        slices.
 
     Raises:
         InputError: no examples, a patch larger than a volume, or fewer patches than one batch.
@@ -95,7 +96,8 @@ def build_dataset(
     positive_ints("batch_size", (batch_size,), 1)
     if not examples:
         raise error("A dataset needs at least one example.", "none", "Check the split names in the manifest.")
-    squeezed = tuple(size for size in sampling.patch_shape if size != 1)
+    input_shape = sampling.input_shape
+    squeezed = input_shape[:-1]
     if augmentation and any(axis >= len(squeezed) for axis in augmentation.flip_axes):
         raise error(
             "augmentation.flip_axes holds axes of the patch.", augmentation.flip_axes, "A slice has 0 and 1."
@@ -106,15 +108,17 @@ def build_dataset(
 
     def load(case: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         image, labels = examples[int(case)]
-        patch = cut(image, start, sampling.patch_shape).reshape(*squeezed, 1)
+        patch = cut_input(image, start, sampling)
         return np.ascontiguousarray(patch), np.ascontiguousarray(
             cut(labels, start, sampling.patch_shape).reshape(squeezed)
         )
 
     def read(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image, labels = tf.numpy_function(load, (row[0], row[1:4]), (tf.float32, tf.uint8))
-        image, labels = tf.ensure_shape(image, (*squeezed, 1)), tf.ensure_shape(labels, squeezed)
-        return augmentation(image, labels, row[4:6]) if augmentation else (image, labels)
+        image, labels = tf.ensure_shape(image, input_shape), tf.ensure_shape(labels, squeezed)
+        if augmentation:
+            image, labels = augmentation(image, labels, row[4:6])
+        return (image - sampling.channel_mean if sampling.channel_mean else image), labels
 
     def next_epoch(_: tf.Tensor) -> tf.data.Dataset:
         rows = tf.numpy_function(plan.next_epoch, (), tf.int32)

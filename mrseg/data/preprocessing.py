@@ -12,10 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrseg._checks import IGNORE_LABEL, choice, error, positive_ints
-from mrseg.data.geometry import Volume, from_canonical, grid_with_spacing, head_grid, resample, to_canonical
+from mrseg.data.geometry import (
+    Volume,
+    from_canonical,
+    grid_with_spacing,
+    head_grid,
+    plane_grid,
+    resample,
+    to_canonical,
+)
 from mrseg.data.normalization import NORMALIZATIONS
 
-GRIDS = ("native", "foreground", "spacing", "head")
+GRIDS = ("native", "foreground", "spacing", "head", "plane")
 
 
 @dataclass(frozen=True)
@@ -25,15 +33,15 @@ class Preprocessing:
     Attributes:
         grid: ``native`` keeps the voxels (only turned to RAS+); ``foreground`` cuts the box of voxels > 0
             (skull-stripped scans); ``spacing`` resamples to ``spacing_mm``; ``head`` is the 48-slice grid of
-            mecheter2023.
+            mecheter2023; ``plane`` gives every slice the same number of pixels (alkhimova2022).
         spacing_mm: voxel size in mm, for ``spacing`` and, in plane, for ``head`` (None: the scan's own).
-        shape: voxels of the grid, for ``head`` alone.
+        shape: voxels of the grid, for ``head`` (three numbers) and ``plane`` (two).
         normalization: one of mrseg.data.normalization.NORMALIZATIONS.
     """
 
     grid: str = "native"
     spacing_mm: tuple[float, float, float] | None = None
-    shape: tuple[int, int, int] | None = None
+    shape: tuple[int, ...] | None = None
     normalization: str = "lcn"
 
     def __post_init__(self) -> None:
@@ -43,10 +51,13 @@ class Preprocessing:
             raise error("preprocessing.grid 'spacing' needs spacing_mm.", None)
         if self.spacing_mm is not None and (len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0):
             raise error("preprocessing.spacing_mm is three positive numbers in mm.", self.spacing_mm)
-        if self.grid == "head":
+        if self.grid in ("head", "plane"):
+            paper = [256, 256, 48] if self.grid == "head" else [128, 128]
             if self.shape is None:
-                raise error("preprocessing.grid 'head' needs shape.", None, "The paper's is [256, 256, 48].")
-            positive_ints("preprocessing.shape", self.shape, 3)
+                raise error(
+                    f"preprocessing.grid {self.grid!r} needs shape.", None, f"The paper's is {paper}."
+                )
+            positive_ints("preprocessing.shape", self.shape, len(paper))
 
     def image(self, volume: Volume) -> Volume:
         """Brings a scan onto the network's grid.
@@ -103,6 +114,9 @@ class Preprocessing:
             assert self.shape is not None
             in_plane = None if self.spacing_mm is None else self.spacing_mm[:2]
             return head_grid(canonical, self.shape, spacing_mm=in_plane)
+        if self.grid == "plane":
+            assert self.shape is not None
+            return plane_grid(array.shape, affine, self.shape)
         if self.grid == "foreground":
             return _foreground_box(array, affine)
         return array.shape, affine

@@ -1,4 +1,4 @@
-"""VGG16 without dense layers, its scales resized and fused (xu2017: Xu, Geraud, Bloch, ICIP 2017, section 2)."""
+"""VGG16 without dense layers, its scales resized and fused (Xu, Geraud, Bloch, ICIP 2017, section 2)."""
 
 from __future__ import annotations
 

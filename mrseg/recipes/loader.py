@@ -76,6 +76,9 @@ class Recipe:
         class_names: name of every label value from 0.
         network, preprocessing, sampling, augmentation, loss, training: see these classes.
         transfer: None trains from scratch.
+        more_sequences: scans of these sequences train (and validate) too, where a subject has them: T1-w
+            scans as augmentation of T2-w ones (mecheter2023 section 3.4). Test scans are of ``sequence``.
+        subtract_mean: the mean of the training images is subtracted channel by channel (xu2017).
         validation_subjects: training subjects set aside for plateau, stopping and the best epoch.
         expected: the paper's figures, class -> metric -> value.
         unstated: what the paper leaves open and this page fixes.
@@ -94,9 +97,16 @@ class Recipe:
     loss: Loss = Loss()
     training: Training = Training()
     transfer: Transfer | None = None
+    more_sequences: tuple[str, ...] = ()
+    subtract_mean: bool = False
     validation_subjects: tuple[str, ...] = ()
     expected: dict[str, Any] = field(default_factory=dict)
     unstated: tuple[str, ...] = ()
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Every sequence whose scans train."""
+        return (self.sequence, *self.more_sequences)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that `load_recipe` reads again."""

@@ -20,7 +20,8 @@ import mrseg
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
 from mrseg.data.cases import Case, check_splits, write_cases
-from mrseg.data.pipeline import build_dataset, load_examples
+from mrseg.data.patches import Sampling, channel_means
+from mrseg.data.pipeline import Example, build_dataset, load_examples
 from mrseg.models.builders import BUILDERS
 from mrseg.recipes.loader import Recipe
 from mrseg.segmenter import Segmenter, subject_digest, trained_on
@@ -102,12 +103,16 @@ def train_recipe(
     if account:
         with atomic_file(output / "transfer.txt") as path:
             path.write_text(account + "\n")
+    sampling = recipe.sampling
+    if source is not None:
+        # The scans of the new sequence are centred as those the network was trained on.
+        sampling = dataclasses.replace(sampling, channel_mean=source.sampling.channel_mean)
     if recipe.transfer is None or recipe.transfer.mechanism != "none":
-        _fit(recipe, model, train, validation, output, loggers, progress)
+        sampling = _fit(recipe, sampling, model, train, validation, output, loggers, progress)
     segmenter = Segmenter(
         model=model,
         preprocessing=recipe.preprocessing,
-        sampling=recipe.sampling,
+        sampling=sampling,
         class_names=recipe.class_names,
         sequence=recipe.sequence,
         provenance=_provenance(recipe, train, validation, source),
@@ -118,22 +123,32 @@ def train_recipe(
 
 def _fit(
     recipe: Recipe,
+    sampling: Sampling,
     model: keras.Model,
     train: Sequence[Case],
     validation: Sequence[Case],
     output: Path,
     loggers: Sequence[str],
     progress: bool,
-) -> None:
-    def examples(cases: Sequence[Case]) -> list[tuple[np.ndarray, np.ndarray]]:
-        return load_examples(
-            cases, recipe.sequence, recipe.preprocessing, len(recipe.class_names), progress=progress
-        )
+) -> Sampling:
+    """Trains ``model`` and returns the sampling it was trained with, its channel means filled in."""
 
-    settings = recipe.training
+    def examples(cases: Sequence[Case]) -> list[Example]:
+        found: list[Example] = []
+        for sequence in recipe.sequences:
+            having = [case for case in cases if sequence in case.images and sequence in case.labels]
+            found += load_examples(
+                having, sequence, recipe.preprocessing, len(recipe.class_names), progress=progress
+            )
+        return found
+
+    settings, scans = recipe.training, examples(train)
+    if recipe.subtract_mean and not sampling.channel_mean:
+        means = channel_means([image for image, _ in scans], sampling)
+        sampling = dataclasses.replace(sampling, channel_mean=means)
     batches = build_dataset(
-        examples(train),
-        recipe.sampling,
+        scans,
+        sampling,
         batch_size=settings.batch_size,
         augmentation=recipe.augmentation,
         seed=settings.seed,
@@ -141,9 +156,7 @@ def _fit(
     )
     checks = None
     if validation:
-        checks = build_dataset(
-            examples(validation), recipe.sampling, batch_size=settings.batch_size, shuffle=False
-        )
+        checks = build_dataset(examples(validation), sampling, batch_size=settings.batch_size, shuffle=False)
     fit(
         model,
         batches,
@@ -155,6 +168,7 @@ def _fit(
         loggers=loggers,
         progress=progress,
     )
+    return sampling
 
 
 def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
@@ -165,7 +179,7 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
         if subject not in names:
             raise error("validation_subjects are subjects of the split 'train'.", subject)
     aside = set(recipe.validation_subjects)
-    usable = [c for c in cases if recipe.sequence in c.images and recipe.sequence in c.labels]
+    usable = [c for c in cases if any(s in c.images and s in c.labels for s in recipe.sequences)]
     train = [case for case in usable if case.split == "train" and case.subject not in aside]
     validation = [
         dataclasses.replace(case, split="val")
@@ -175,11 +189,13 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
     left_out = sum(case.split in ("train", "val") for case in cases) - len(train) - len(validation)
     if left_out:
         log.warning(
-            "%d cases have no labelled %s image and are left out of training", left_out, recipe.sequence
+            "%d cases have no labelled %s image and are left out of training",
+            left_out,
+            " or ".join(recipe.sequences),
         )
     if not train:
         raise error(
-            f"Training needs at least one case with a {recipe.sequence} image and its labels.",
+            f"Training needs at least one case with a {' or '.join(recipe.sequences)} image and its labels.",
             f"{len(names)} subjects of the split 'train'",
             "Labels come from CT by `mrseg prepare`.",
         )
@@ -211,7 +227,10 @@ def _claim(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None, outp
     """Writes what this run is; refuses to go on with one of another recipe, other cases or another source."""
     page = yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True)
     files = [
-        [c.subject, c.split, c.images[recipe.sequence].name, c.labels[recipe.sequence].name] for c in cases
+        [c.subject, c.split, c.images[sequence].name, c.labels[sequence].name]
+        for c in cases
+        for sequence in recipe.sequences
+        if sequence in c.images and sequence in c.labels
     ]
     run = {
         "recipe": page,

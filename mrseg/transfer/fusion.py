@@ -52,8 +52,9 @@ def hybrid(
     Returns:
         keras.Model with the input and output shapes of ``t1_model``. The adapted encoder's layers are called
         ``adapted_encoder1_conv1`` and so on and are frozen, BatchNormalization in inference mode, dropout
-        silent; no gradient enters them. The dedicated encoder and the decoder keep the names of ``t1_model``'s layers
-        and start anew. Fusion layers are called ``encoder1_fusion``, ..., ``bottleneck_fusion``.
+        silent; no gradient enters them. The dedicated encoder and the decoder keep the names of
+        ``t1_model``'s layers and start anew. Fusion layers are called ``encoder1_fusion``, ...,
+        ``bottleneck_fusion``.
 
     Raises:
         InputError: an unknown option; a network without encoder or decoder; a layer called more than once.

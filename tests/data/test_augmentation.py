@@ -49,17 +49,38 @@ def test_the_same_seed_gives_the_same_result_and_another_does_not():
 
 def test_a_quarter_turn_moves_voxels_as_numpy_rot90_does():
     image, _ = patch((5, 5))
-    turn = augmentation._rotation(tf.constant(np.pi / 2, tf.float32), 5, 5)
+    turn = augmentation._rotation(tf.constant(np.pi / 2, tf.float32), tf.constant(1.0), 5, 5)
     turned = augmentation._project(image[None], turn, "NEAREST", 0.0)[0, ..., 0].numpy()
     quarter = [np.rot90(image[..., 0], k) for k in (1, 3)]
     assert any(np.allclose(turned, q) for q in quarter)
+
+
+def test_scaling_by_two_shows_the_middle_half():
+    x = np.linspace(-1, 1, 9, dtype=np.float32)
+    image = tf.constant(np.repeat(x[:, None], 9, 1)[..., None])
+    zoom = augmentation._rotation(tf.constant(0.0), tf.constant(2.0), 9, 9)
+    larger = augmentation._project(image[None], zoom, "BILINEAR", 0.0)[0, :, 4, 0].numpy()
+    np.testing.assert_allclose(larger, x / 2, atol=1e-6)
+
+
+def test_random_scaling_stays_in_its_range_and_takes_the_labels_along():
+    disc = np.hypot(*np.mgrid[-20:21, -20:21]) <= 10
+    image, labels = tf.constant(disc[..., None].astype(np.float32)), tf.constant(disc.astype(np.uint8))
+    augment = Augmentation(scale=0.2)
+    areas = []
+    for number in range(12):
+        scaled, scaled_labels = augment(image, labels, seed(number))
+        inside = scaled_labels.numpy() == 1
+        areas.append(np.sqrt(inside.sum() / disc.sum()))
+        assert np.mean((scaled.numpy()[..., 0] > 0.5) == inside) > 0.97
+    assert 0.77 < min(areas) < 0.95 and 1.05 < max(areas) < 1.23
 
 
 def test_rotation_agrees_with_scipy_inside_the_patch():
     x, y = np.mgrid[-1:1:31j, -1:1:31j]
     smooth = np.exp(-4 * ((x - 0.2) ** 2 + 2 * y**2)).astype(np.float32)
     angle = np.deg2rad(12.0)
-    turn = augmentation._rotation(tf.constant(angle, tf.float32), 31, 31)
+    turn = augmentation._rotation(tf.constant(angle, tf.float32), tf.constant(1.0), 31, 31)
     ours = augmentation._project(tf.constant(smooth[None, ..., None]), turn, "BILINEAR", 0.0)[
         0, ..., 0
     ].numpy()

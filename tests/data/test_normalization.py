@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mrseg._checks import InputError
 from mrseg.data import datasets, io, normalization
-from mrseg.data.normalization import lcn, min_max, quantile_zscore
+from mrseg.data.normalization import histogram_equalization, lcn, min_max, quantile_zscore
 
 VARIANTS = ["jarrett", "fileexchange", "pinto"]
 
@@ -261,3 +261,32 @@ class TestOnRealScans:
             result = lcn(image, variant=variant)
             assert np.isfinite(result).all()
             assert not result[:10, :10].any()
+
+
+def test_histogram_equalization_of_six_voxels_worked_out_by_hand():
+    #  x          0 0 0 5 5 9     cdf 3 3 3 5 5 6, cdf_min 3, N 6
+    #  255 * (cdf - 3) / 3  ->    0 0 0 170 170 255
+    image = np.array([0, 5, 0, 9, 5, 0.0]).reshape(1, 2, 3)
+    assert histogram_equalization(image).ravel().tolist() == [0, 170, 0, 255, 170, 0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_equalization_keeps_the_order_and_forgets_every_increasing_change_of_intensity(seed):
+    image = np.random.default_rng(seed).integers(0, 40, size=(4, 5, 6)).astype(float)
+    equalized = histogram_equalization(image)
+    order = np.argsort(image.ravel(), kind="stable")
+    assert (np.diff(equalized.ravel()[order]) >= 0).all()
+    np.testing.assert_array_equal(histogram_equalization(np.exp(image / 20)), equalized)
+    assert equalized.min() == 0 and equalized.max() == 255
+
+
+def test_equalization_of_many_levels_is_uniform():
+    image = np.random.default_rng(0).exponential(size=(32, 32, 32))
+    counts, _ = np.histogram(histogram_equalization(image), bins=16, range=(0, 256))
+    assert counts.max() / counts.min() < 1.1
+
+
+def test_a_constant_image_cannot_be_equalized():
+    with pytest.raises(InputError, match="not constant"):
+        histogram_equalization(np.ones((2, 2, 2)))

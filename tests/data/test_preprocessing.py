@@ -94,3 +94,27 @@ def test_impossible_settings_are_refused(bad, word):
 def test_an_image_without_foreground_is_refused():
     with pytest.raises(InputError, match="voxels above 0"):
         Preprocessing(grid="foreground").image((-np.ones((4, 4, 4), np.float32), np.eye(4)))
+
+
+def test_the_plane_grid_pads_to_a_square_and_keeps_the_slices():
+    # 20 x 18 voxels of 1 x 1.5 mm: a square of 27 mm, 9 pixels of 3 mm
+    image, affine = Preprocessing(grid="plane", shape=(9, 9), normalization="min_max").image(scan())
+    assert image.shape == (9, 9, 12)
+    np.testing.assert_allclose(voxel_sizes(affine), (3.0, 3.0, 2.0))
+    canonical, canonical_affine = to_canonical(scan())
+    middle = (np.array(canonical.shape) - 1) / 2
+    np.testing.assert_allclose(affine @ [4.0, 4.0, 5.5, 1.0], canonical_affine @ [*middle, 1.0], atol=1e-9)
+
+
+def test_a_plane_grid_of_the_scan_s_own_size_changes_no_voxel():
+    volume = scan()[0][:18, :18], np.diag([1.0, 1.0, 3.0, 1.0])
+    image, affine = Preprocessing(grid="plane", shape=(18, 18), normalization="min_max").image(volume)
+    np.testing.assert_array_equal(affine, volume[1])
+    np.testing.assert_allclose(image, volume[0] / volume[0].max(), rtol=1e-6)
+
+
+def test_grids_that_need_a_shape_say_the_paper_s():
+    with pytest.raises(InputError, match=r"'plane' needs shape.*The paper.*\[128, 128\]"):
+        Preprocessing(grid="plane")
+    with pytest.raises(InputError, match="preprocessing.shape"):
+        Preprocessing(grid="plane", shape=(128, 128, 48))
