@@ -7,6 +7,7 @@ normalisation), islam2025 section 3.1.1.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,11 @@ from mrseg.data.geometry import (
     plane_grid,
     resample,
     to_canonical,
+    voxel_sizes,
 )
 from mrseg.data.normalization import NORMALIZATIONS
 
-GRIDS = ("native", "foreground", "spacing", "head", "plane")
+GRIDS = ("native", "foreground", "spacing", "head", "plane", "acquisition")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Preprocessing:
     Attributes:
         grid: ``native`` keeps the voxels (only turned to RAS+); ``foreground`` cuts the box of voxels > 0
             (skull-stripped scans); ``spacing`` resamples to ``spacing_mm``; ``head`` is the 48-slice grid of
-            mecheter2023; ``plane`` gives every slice the same number of pixels (alkhimova2022).
+            mecheter2023; ``plane`` gives every slice the same number of pixels (alkhimova2022);
+            ``acquisition`` lays the axis of the thickest voxels last, whatever the orientation (xu2017).
         spacing_mm: voxel size in mm, for ``spacing`` and, in plane, for ``head`` (None: the scan's own).
         shape: voxels of the grid, for ``head`` (three numbers) and ``plane`` (two).
         normalization: one of mrseg.data.normalization.NORMALIZATIONS.
@@ -117,9 +120,19 @@ class Preprocessing:
         if self.grid == "plane":
             assert self.shape is not None
             return plane_grid(array.shape, affine, self.shape)
+        if self.grid == "acquisition":
+            return _slices_last(array.shape, affine)
         if self.grid == "foreground":
             return _foreground_box(array, affine)
         return array.shape, affine
+
+
+def _slices_last(shape: tuple[int, ...], affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """The same voxels with the axis of the largest spacing last (z where spacings are equal)."""
+    spacing = np.round(voxel_sizes(affine), 4)
+    slice_axis = 2 - int(np.argmax(spacing[::-1]))
+    axes = [axis for axis in range(3) if axis != slice_axis] + [slice_axis]
+    return tuple(shape[axis] for axis in axes), affine[:, [*axes, 3]]
 
 
 def _foreground_box(array: np.ndarray, affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
@@ -136,8 +149,10 @@ def _foreground_box(array: np.ndarray, affine: np.ndarray) -> tuple[tuple[int, .
 def _onto(
     volume: Volume, shape: tuple[int, ...], affine: np.ndarray, *, order: int, fill: float = 0.0
 ) -> np.ndarray:
-    """Resamples, or returns the array itself where the grid is the same already."""
+    """Resamples, or returns the voxels themselves where only the order of the axes differs."""
     array, own_affine = volume
-    if tuple(array.shape) == tuple(shape) and np.allclose(own_affine, affine, atol=1e-6):
-        return array
+    for axes in itertools.permutations(range(3)):
+        turned = own_affine[:, [*axes, 3]]
+        if tuple(array.shape[a] for a in axes) == tuple(shape) and np.allclose(turned, affine, atol=1e-6):
+            return array.transpose(axes)
     return resample(volume, shape, affine, order=order, fill=fill)

@@ -118,3 +118,26 @@ def test_grids_that_need_a_shape_say_the_paper_s():
         Preprocessing(grid="plane")
     with pytest.raises(InputError, match="preprocessing.shape"):
         Preprocessing(grid="plane", shape=(128, 128, 48))
+
+
+@pytest.mark.parametrize("thick", [0, 1, 2])
+def test_the_acquisition_grid_lays_the_thickest_axis_last_and_changes_no_voxel(thick):
+    spacing = [1.0, 1.0, 1.0]
+    spacing[thick] = 2.5
+    volume = scan()[0], np.diag([*spacing, 1.0])
+    steps = Preprocessing(grid="acquisition", normalization="min_max")
+    image, affine = steps.image(volume)
+    np.testing.assert_array_equal(image, np.moveaxis(volume[0], thick, 2) / volume[0].max())
+    np.testing.assert_allclose(voxel_sizes(affine), (1.0, 1.0, 2.5))
+    index = np.array([3.0, 4.0, 5.0])
+    world = volume[1] @ [*index, 1.0]
+    np.testing.assert_allclose(affine @ [*np.delete(index, thick), index[thick], 1.0], world)
+    labels = (volume[0] > 0).astype(np.uint8)
+    there = steps.labels((labels, volume[1]), image.shape, affine)
+    back = steps.to_native(np.eye(2, dtype=np.float32)[there], affine, labels.shape, volume[1])
+    np.testing.assert_array_equal(back.argmax(-1), labels)
+
+
+def test_cubes_are_cut_along_z():
+    image, affine = Preprocessing(grid="acquisition", normalization="min_max").image((scan()[0], np.eye(4)))
+    assert image.shape == (20, 18, 12)
