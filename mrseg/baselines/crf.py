@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +68,9 @@ def dense_crf(
         grey_share: b as a share of the slice's range of values; a constant slice has no grey differences.
         smooth_px: g, in pixels.
         weights: (w1, w2).
-        normalization: ``symmetric`` divides the kernel of two pixels by the root of both their sums, so that a
-            neighbourhood's vote weighs the same whatever the window; ``none`` takes the formula as it stands.
+        normalization: ``symmetric`` divides the kernel of two pixels by the root of both their sums, so that
+            a neighbourhood's vote weighs the same whatever the window; ``none`` takes the formula as it
+            stands.
 
     Returns:
         float32 (x, y, classes) that sums to 1.
@@ -82,8 +84,8 @@ def dense_crf(
         outvote every network, and thin bone disappears. Neighbours beyond 3a count nothing.
 
     Reference:
-        Mecheter et al. 2020, Table II, "SegNet + CRF"; Kraehenbuehl and Koltun 2011, NIPS (the formula, as the
-        library's notes quote it).
+        Mecheter et al. 2020, Table II, "SegNet + CRF"; Kraehenbuehl and Koltun 2011, NIPS (the formula in
+        common use; not read again).
     """
     probabilities, image = _checked(probabilities, image)
     choice("normalization", normalization, NORMALIZATIONS)
@@ -111,7 +113,7 @@ def dense_crf(
 
 
 def dense_crf_volume(
-    probabilities: np.ndarray, image: np.ndarray, *, slice_axis: int = 2, **options: float
+    probabilities: np.ndarray, image: np.ndarray, *, slice_axis: int = 2, **options: Any
 ) -> np.ndarray:
     """Runs ``dense_crf`` over the slices of a volume, each for itself.
 
@@ -137,12 +139,12 @@ def dense_crf_volume(
     refined = np.empty(probabilities.shape, np.float32)
     for index in range(image.shape[slice_axis]):
         at = (slice(None),) * slice_axis + (index,)
-        refined[at] = dense_crf(probabilities[at], image[at], **options)  # type: ignore[arg-type]
+        refined[at] = dense_crf(probabilities[at], image[at], **options)
     return refined
 
 
 def _checked(probabilities: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities as (classes, x, y), which keeps every class together in memory, and the image; float32."""
+    """Returns the probabilities as (classes, x, y), each class whole in memory, and the image; float32."""
     probabilities, image = np.asarray(probabilities, np.float32), np.asarray(image, np.float32)
     if image.ndim != 2 or probabilities.ndim != 3 or probabilities.shape[:2] != image.shape:
         raise error(

@@ -18,6 +18,7 @@ from mrseg.baselines.regions import box, brain_ellipse, check_slice, head_region
 
 _STEP = 0.5  # px
 _CERTAIN_BRAIN = 0.4  # ellipse in the head's box
+_RIM = 0.06  # of the smaller half side of the head
 _LIMIT = 3.0  # of the cumulative sum
 _EVIDENCE = 1.5  # largest evidence of one step
 _TURN_PER_STEP = 0.5 * _STEP  # rad
@@ -69,14 +70,14 @@ def cusum_mask(image: np.ndarray) -> np.ndarray:
         InputError: not a slice.
     """
     found = cusum_boundary(image)
-    mask = np.zeros(np.shape(image), bool)
+    rows, columns = np.shape(image)
     if not found.closed or len(found.points) < 3:
-        return mask
+        return np.zeros((rows, columns), bool)
     offset = found.points - found.centre
     angle, radius = np.arctan2(offset[:, 1], offset[:, 0]), np.hypot(offset[:, 0], offset[:, 1])
-    order = angle.argsort(kind="stable")
+    order = np.argsort(angle, kind="stable")
     radius = ndimage.median_filter(radius[order], size=_MEDIAN_POINTS, mode="wrap")
-    x, y = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    x, y = np.ogrid[:rows, :columns]
     x, y = x - found.centre[0], y - found.centre[1]
     return np.hypot(x, y) <= np.interp(np.arctan2(y, x), angle[order], radius, period=_ROUND)
 
@@ -87,7 +88,8 @@ def cusum_boundary(image: np.ndarray) -> Boundary:
     Evidence for brain is the logarithm of a Gaussian likelihood ratio between brain and skull, at most 1.5 a
     step. The two levels are taken from the slice: brain from an ellipse in the head's bounding box, skull
     from the dark pixels of the head around it. Values above the brain's level count as brain, so that a
-    bright lesion or CSF at the edge stays inside, and so does everything close to the head's centre.
+    bright lesion or CSF at the edge stays inside, and so does everything close to the head's centre. A
+    change at the rim of the head is the scalp's and is dropped, unless there is no scalp.
 
     Args:
         image: slice (x, y), finite.
@@ -117,7 +119,20 @@ def cusum_boundary(image: np.ndarray) -> Boundary:
     (centre_x, half_x), (centre_y, half_y) = box(head)
     # Twelve times the box's perimeter: a zigzag is two to three times as long as the edge it follows.
     budget = int(12 * 4 * (half_x + half_y) / _STEP)
-    return _Tracker(evidence, (centre_x, centre_y), image.shape, budget).run()
+    centre = centre_x, centre_y
+    inner = ndimage.distance_transform_edt(np.pad(head, 1))[1:-1, 1:-1] > _RIM * min(half_x, half_y)
+    found = _Tracker(evidence, centre, inner, budget).run()
+    if _covered(found) >= 0.5:
+        return found
+    # No scalp around (a stripped brain): the brain itself reaches the rim.
+    return _Tracker(evidence, centre, np.ones_like(head), budget).run()
+
+
+def _covered(found: Boundary) -> float:
+    """Share of the directions from the centre in which there is a boundary point; of 32."""
+    offset = found.points - found.centre
+    sector = np.floor(np.arctan2(offset[:, 1], offset[:, 0]) / _ROUND * 32)
+    return len(np.unique(sector % 32)) / 32
 
 
 def _evidence(image: np.ndarray, head: np.ndarray) -> Evidence | None:
@@ -156,10 +171,15 @@ def _level(values: np.ndarray) -> tuple[float, float]:
 
 
 class _Tracker:
-    """One walk round the brain, in the direction of the rising polar angle (brain on the left hand)."""
+    """One walk round the brain, in the direction of the rising polar angle (brain on the left hand).
 
-    def __init__(self, evidence: Evidence, centre: Point, shape: tuple[int, ...], budget: int) -> None:
-        self.evidence, self.centre, self.shape, self.budget = evidence, centre, shape, budget
+    A change outside ``inner``, at the rim of the head, is the scalp's: the tracker has crossed a thin skull.
+    It gives up its walk there and begins anew from the centre.
+    """
+
+    def __init__(self, evidence: Evidence, centre: Point, inner: np.ndarray, budget: int) -> None:
+        self.evidence, self.centre, self.budget = evidence, centre, budget
+        self.shape, self.inner = inner.shape, inner.tolist()
         self.points: list[Point] = []
         self.restarts = 0
 
@@ -177,6 +197,10 @@ class _Tracker:
         points = np.array(self.points, np.float64).reshape(-1, 2)
         return Boundary(points, self.centre, travelled >= _ROUND and len(points) > 2, self.restarts)
 
+    def _at_rim(self, point: Point) -> bool:
+        i, j = (min(max(round(p), 0), n - 1) for p, n in zip(point, self.shape, strict=True))
+        return not self.inner[i][j]
+
     def _inside_image(self, x: float, y: float) -> bool:
         return 0 <= x <= self.shape[0] - 1 and 0 <= y <= self.shape[1] - 1
 
@@ -191,7 +215,7 @@ class _Tracker:
             if total == 0:
                 change = (x, y)
             elif total > _LIMIT:
-                return change
+                return None if self._at_rim(change) else change
             x, y = x + dx, y + dy
         return None
 
@@ -218,6 +242,8 @@ class _Tracker:
             total = max(0.0, total + (-evidence if inside else evidence))
             if total == 0:
                 change = (x, y)
+            elif total > _LIMIT and self._at_rim(change):
+                break
             elif total > _LIMIT:
                 self.points.append(change)
                 recent = [*recent[1 - _TANGENT_POINTS :], change]

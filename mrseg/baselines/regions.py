@@ -1,4 +1,4 @@
-"""What the baselines share: Otsu's threshold, holes, the largest region, the head, the ellipse of the brain."""
+"""What the baselines share: Otsu's threshold, holes, the largest region, the head, the brain's ellipse."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_slice(image: np.ndarray) -> np.ndarray:
 
 
 def largest_region(mask: np.ndarray) -> np.ndarray:
-    """Returns the largest 4-connected region of a mask (x, y), the first of equals; empty if there is none."""
+    """Returns the largest 4-connected region of a mask (x, y), the first of equals; empty if none."""
     regions, count = ndimage.label(mask)
     if count < 2:
         return mask.astype(bool)
@@ -95,7 +95,7 @@ def head_region(image: np.ndarray) -> np.ndarray:
 
 
 def convex_hull(mask: np.ndarray) -> np.ndarray:
-    """Returns the pixels of the convex hull of a mask's pixel centres; the mask itself if they lie on a line."""
+    """Returns the pixels whose centres lie in the convex hull of the mask's; the mask if it has one row."""
     x = np.arange(mask.shape[0])
     rows = np.flatnonzero(mask.any(axis=1))
     first = mask[rows].argmax(axis=1)

@@ -1,4 +1,4 @@
-"""The baselines by name, slice by slice over a volume, and one mask for a whole DSC series (alkhimova2022)."""
+"""The baselines by name, slice by slice over a volume; one mask for a whole DSC series (alkhimova2022)."""
 
 from __future__ import annotations
 
