@@ -88,8 +88,7 @@ def mu_from_labels(
             "Give mu_per_cm one coefficient per class of the label map.",
         )
     mu = table[np.where(unjudged, 0, labels).astype(np.intp)]
-    mu[unjudged] = ignore_mu_per_cm
-    return mu
+    return np.where(unjudged, np.float32(ignore_mu_per_cm), mu)
 
 
 def mu_from_hu(ct_hu: np.ndarray, *, tube_kvp: int = 120) -> np.ndarray:
@@ -124,8 +123,7 @@ def mu_from_hu(ct_hu: np.ndarray, *, tube_kvp: int = 120) -> np.ndarray:
             WATER_SLOPE_PER_CM * above_air,
             line.slope_per_cm * above_air + line.offset_per_cm,
         )
-        mu = np.maximum(mu, 0.0)
-        mu[above_air < CT_PADDING_BELOW_HU + 1000.0] = np.nan
+        mu = np.where(above_air < CT_PADDING_BELOW_HU + 1000.0, np.nan, np.maximum(mu, 0.0))
     return mu.astype(np.float32)
 
 
