@@ -91,7 +91,7 @@ def test_no_voxel_to_compare_gives_nan():
 
 
 def test_true_labels_of_the_phantom_come_close_to_its_ct():
-    """Three classes cannot say how dense a bone is, but the mean over the head is right within some per cent."""
+    """Three classes cannot say how dense a bone is, but the mean is right within some per cent."""
     subject = phantom.head(1, shape=(40, 48, 30))
     (ct_hu, _), _ = phantom.ct_image(subject, misalignment=False, shape=(40, 48, 30))
     labels = hu_to_labels(ct_hu)

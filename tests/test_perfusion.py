@@ -37,7 +37,9 @@ def test_voxels_outside_the_mask_do_not_matter_even_if_nan():
 
 
 def test_a_baseline_without_signal_gives_no_rate():
-    rows = region_curve(np.zeros((1, 1, 1, 2)), np.ones((1, 1, 1), bool), te_ms=30, interval_s=1, baseline=[0])
+    rows = region_curve(
+        np.zeros((1, 1, 1, 2)), np.ones((1, 1, 1), bool), te_ms=30, interval_s=1, baseline=[0]
+    )
     assert all(math.isnan(row["delta_r2star"]) for row in rows)
 
 
@@ -54,7 +56,11 @@ def test_white_matter_of_the_phantom_shows_the_rate_that_was_put_in():
     white = head.fractions[head.tissues.index("wm")] > 0.999
     assert white.any()
     rows = region_curve(
-        series, white, te_ms=physics.DSC["te_ms"], interval_s=physics.DSC["tr_ms"] / 1000, baseline=range(3, 8)
+        series,
+        white,
+        te_ms=physics.DSC["te_ms"],
+        interval_s=physics.DSC["tr_ms"] / 1000,
+        baseline=range(3, 8),
     )
     truth = physics.bolus_r2star(np.array([row["time_s"] for row in rows]), 12.0)[head.tissues.index("wm")]
     # Up to 0.1 % of other tissue in a voxel, and float16 fractions: some 1e-3 of a peak of a few 1 / s.

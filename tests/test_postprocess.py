@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mrseg._checks import InputError
-from mrseg.postprocess import Postprocessing, fill_holes, largest_component, remove_small, remove_stray_regions
+from mrseg.postprocess import (
+    Postprocessing,
+    fill_holes,
+    largest_component,
+    remove_small,
+    remove_stray_regions,
+)
 
 UNIT = (1.0, 1.0, 1.0)
 maps = hnp.arrays(np.uint8, (5, 6, 4), elements=st.sampled_from([0, 0, 0, 1, 2, 255]))
@@ -107,9 +113,7 @@ def test_an_empty_middle_slice_leaves_the_area_rule_alone():
 @settings(max_examples=60, deadline=None)
 def test_stray_regions_agree_with_a_flood_fill(labels, axis, area, overlap):
     spacing = (1.0, 0.75, 2.0)
-    result = remove_stray_regions(
-        labels, spacing, slice_axis=axis, min_area_mm2=area, min_overlap=overlap
-    )
+    result = remove_stray_regions(labels, spacing, slice_axis=axis, min_area_mm2=area, min_overlap=overlap)
     np.testing.assert_array_equal(result, naive_stray(labels, spacing, axis, area, overlap))
 
 

@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from mrseg._checks import choice, error
 
 NORMALIZATIONS = ("symmetric", "none")
 
-#: Windows reach this many standard deviations of the wider Gaussian.
+#: Windows reach this many standard deviations.
 _REACH = 3.0
 _SMALLEST_PROBABILITY = 1e-7
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    """Two Gaussians of distance, one of them also of the difference in grey value; px and grey values."""
-
-    distance_px: float
-    grey: float
-    smooth_px: float
-    weights: tuple[float, float]
-
-    def __call__(self, image: np.ndarray, dx: int, dy: int) -> np.ndarray:
-        """Kernel between every pixel p and p + (dx, dy), where both are in the slice."""
-        here, there = _pair(image, dx, dy)
-        square = dx * dx + dy * dy
-        near = self.weights[1] * math.exp(-square / (2 * self.smooth_px**2))
-        alike = self.weights[0] * math.exp(-square / (2 * self.distance_px**2))
-        if self.grey == 0:
-            return np.full(here.shape, alike + near, np.float32)
-        difference = here - there
-        difference *= difference
-        difference *= np.float32(-0.5 / self.grey**2)
-        kernel = np.exp(difference, out=difference)
-        kernel *= np.float32(alike)
-        kernel += np.float32(near)
-        return kernel
 
 
 def dense_crf(
@@ -58,7 +33,8 @@ def dense_crf(
     """Sharpens class probabilities: near pixels of like grey value attract one another's label (Potts).
 
     Mean field with unary ``-log p`` and, between pixels at distance d with grey values that differ by D,
-    ``w1 exp(-d^2 / 2a^2 - D^2 / 2b^2) + w2 exp(-d^2 / 2g^2)``, summed over the pixels within 3a.
+    ``w1 exp(-d^2 / 2a^2 - D^2 / 2b^2) + w2 exp(-d^2 / 2g^2)``: the first term over the pixels within 3a, the
+    second over a square window of 3g to each side.
 
     Args:
         probabilities: (x, y, classes) of one slice, from 0; need not sum to 1.
@@ -67,10 +43,10 @@ def dense_crf(
         distance_px: a, in pixels.
         grey_share: b as a share of the slice's range of values; a constant slice has no grey differences.
         smooth_px: g, in pixels.
-        weights: (w1, w2).
-        normalization: ``symmetric`` divides the kernel of two pixels by the root of both their sums, so that
-            a neighbourhood's vote weighs the same whatever the window; ``none`` takes the formula as it
-            stands.
+        weights: (w1, w2). Where the probabilities are weak, the default loses thin classes, (2, 1) less so.
+        normalization: ``symmetric`` divides each term between two pixels by the root of both their sums of
+            it, so that w1 and w2 are the weight of a whole neighbourhood's vote; ``none`` takes the formula
+            as it stands.
 
     Returns:
         float32 (x, y, classes) that sums to 1.
@@ -81,7 +57,7 @@ def dense_crf(
     Deviation:
         The paper says "conditional random field" alone. Kernel, widths, weights and five iterations are
         choices, and so is the symmetric normalisation: by the bare formula several hundred neighbours
-        outvote every network, and thin bone disappears. Neighbours beyond 3a count nothing.
+        outvote every network, and thin bone disappears. Neighbours beyond the windows count nothing.
 
     Reference:
         Mecheter et al. 2020, Table II, "SegNet + CRF"; Kraehenbuehl and Koltun 2011, NIPS (the formula in
@@ -95,20 +71,19 @@ def dense_crf(
             "iterations and weights are from 0, distance_px, grey_share and smooth_px above 0.",
             (iterations, *weights, *widths),
         )
-    kernel = _Kernel(distance_px, grey_share * float(np.ptp(image)), smooth_px, weights)
+    grey = grey_share * float(np.ptp(image))
+    kernels = [
+        _Kernel(weights[0], lambda values: _alike(values, image, distance_px, grey)),
+        _Kernel(weights[1], lambda values: _near(values, smooth_px)),
+    ]
+    if normalization == "symmetric":
+        kernels = [kernel.normalised(image.shape) for kernel in kernels]
     clipped = np.maximum(probabilities, _SMALLEST_PROBABILITY)
     unary = -np.log(clipped / clipped.sum(axis=0, keepdims=True))
     belief = _softmax(-unary)
-    if iterations == 0:
-        return np.ascontiguousarray(np.moveaxis(belief, 0, -1))
-    scale = np.ones(image.shape, np.float32)
-    if normalization == "symmetric":
-        total = _message(np.ones((1, *image.shape), np.float32), image, kernel)[0]
-        # A pixel without a neighbour (a slice of one pixel, weights of 0) gets no message at all.
-        scale = np.where(total > 0, 1 / np.sqrt(np.where(total > 0, total, 1)), 0).astype(np.float32)
     for _ in range(iterations):
-        # Potts: all labels but one's own cost the same, so only the agreement is needed.
-        belief = _softmax(scale * _message(scale * belief, image, kernel) - unary)
+        # Potts: every other label costs the same, so that the agreement with one's own says it all.
+        belief = _softmax(sum(kernel(belief) for kernel in kernels) - unary)
     return np.ascontiguousarray(np.moveaxis(belief, 0, -1))
 
 
@@ -159,21 +134,57 @@ def _checked(probabilities: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, 
     return np.ascontiguousarray(np.moveaxis(probabilities, -1, 0)), image
 
 
-def _message(values: np.ndarray, image: np.ndarray, kernel: _Kernel) -> np.ndarray:
-    """Sum over all q in the window, but p itself, of kernel(p, q) values(q); values (channels, x, y)."""
+@dataclass(frozen=True)
+class _Kernel:
+    """A weighted sum over the neighbours of a pixel, each of both divided by a root of theirs."""
+
+    weight: float
+    neighbours: Callable[[np.ndarray], np.ndarray]
+    scale: np.ndarray | None = None
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        if self.weight == 0:
+            return np.zeros_like(values)
+        if self.scale is None:
+            return np.float32(self.weight) * self.neighbours(values)
+        return np.float32(self.weight) * self.scale * self.neighbours(self.scale * values)
+
+    def normalised(self, shape: tuple[int, ...]) -> _Kernel:
+        total = self.neighbours(np.ones((1, *shape), np.float32))[0]
+        # A pixel without neighbours (a slice of one pixel) gets no message.
+        scale = np.where(total > 0, 1 / np.sqrt(np.where(total > 0, total, 1)), 0)
+        return replace(self, scale=scale.astype(np.float32))
+
+
+def _near(values: np.ndarray, width_px: float) -> np.ndarray:
+    """Sum over all neighbours but the pixel itself of exp(-d^2 / 2g^2); values (channels, x, y)."""
+    reach = math.floor(_REACH * width_px)
+    window = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * width_px**2)).astype(np.float32)
+    total = values
+    for axis in (1, 2):
+        total = ndimage.correlate1d(total, window, axis, mode="constant")
+    return total - values
+
+
+def _alike(values: np.ndarray, image: np.ndarray, width_px: float, grey: float) -> np.ndarray:
+    """Sum over all neighbours of exp(-d^2 / 2a^2 - D^2 / 2b^2); values (channels, x, y)."""
     total = np.zeros_like(values)
-    for dx, dy in _offsets(image.shape, kernel):
-        weight = kernel(image, dx, dy)
+    for dx, dy in _offsets(image.shape, _REACH * width_px):
+        here, there = _pair(image, dx, dy)
+        kernel = here - there
+        kernel *= kernel
+        kernel *= np.float32(-0.5 / grey**2 if grey > 0 else 0.0)
+        kernel -= np.float32((dx * dx + dy * dy) / (2 * width_px**2))
+        np.exp(kernel, out=kernel)
         to_here, to_there = _pair(total, dx, dy)
         from_here, from_there = _pair(values, dx, dy)
-        to_here += weight * from_there
-        to_there += weight * from_here
+        to_here += kernel * from_there
+        to_there += kernel * from_here
     return total
 
 
-def _offsets(shape: tuple[int, ...], kernel: _Kernel) -> Iterator[tuple[int, int]]:
-    """One of each two opposite offsets within the window."""
-    radius = _REACH * max(kernel.distance_px, kernel.smooth_px)
+def _offsets(shape: tuple[int, ...], radius: float) -> Iterator[tuple[int, int]]:
+    """One of each two opposite offsets within the radius."""
     reach = math.floor(radius)
     for dx in range(min(reach, shape[0] - 1) + 1):
         for dy in range(-min(reach, shape[1] - 1), min(reach, shape[1] - 1) + 1):

@@ -16,7 +16,7 @@ TIMES = 8
 
 
 def moved(plane, shift_mm, angle_deg, spacing_mm):
-    """The slice as it looks when the head has turned about the centre and shifted, sampled at mm positions."""
+    """The slice as it looks when the head has turned about the centre and then shifted."""
     cos, sin = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
     centre = (np.array(plane.shape) - 1) / 2
     x, y = (np.arange(n, dtype=float) for n in plane.shape)
