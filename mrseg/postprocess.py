@@ -143,8 +143,8 @@ def remove_stray_regions(
         stray = sizes * in_plane.prod() < min_area_mm2
         if main is not None:
             over = np.bincount(regions[main], minlength=len(sizes))
-            # As a product: |R and M| / |R| < 0.8 must not depend on how 0.8 is rounded more than once.
-            stray |= over < min_overlap * sizes
+            # A quotient, since that of 7 and 10 is the very float 0.7; 0.7 times a size is rounded once more.
+            stray |= over / np.maximum(sizes, 1) < min_overlap
         stray[0] = False  # 0 is the background
         plane[stray[regions]] = 0
     return cleaned
@@ -278,14 +278,19 @@ def _replaced(labels: np.ndarray, removed: np.ndarray, replacement: str) -> np.n
         cleaned[removed] = 0
         return cleaned
     pieces, count = ndimage.label(removed, _TOUCHING)
-    votes = np.zeros((count + 1, 256), np.int64)
     valid = ~removed & (labels != IGNORE_LABEL)
+    ballots = []  # piece * 256 + class, one per face between a removed voxel and a judged one
     for axis in range(3):
         first, second = (_shifted(axis, side) for side in (0, 1))
         for piece, voter in ((first, second), (second, first)):
-            counted = (pieces[piece] > 0) & valid[voter]
-            np.add.at(votes, (pieces[piece][counted], labels[voter][counted]), 1)
-    cleaned[removed] = votes.argmax(axis=1).astype(np.uint8)[pieces[removed]]
+            counted = removed[piece] & valid[voter]
+            ballots.append(pieces[piece][counted].astype(np.int64) * 256 + labels[voter][counted])
+    pairs, votes = np.unique(np.concatenate(ballots), return_counts=True)
+    # The last of a piece's rows wins below: most votes, and of equals the lower class.
+    pairs = pairs[np.lexsort((-pairs, votes))]
+    winner = np.zeros(count + 1, np.uint8)
+    winner[pairs // 256] = pairs % 256
+    cleaned[removed] = winner[pieces[removed]]
     return cleaned
 
 
