@@ -34,8 +34,8 @@ def dense_crf(
 
     Mean field with unary ``-log p`` and, between pixels at distance d with grey values that differ by D,
     ``w1 exp(-d^2 / 2a^2 - D^2 / 2b^2) + w2 exp(-d^2 / 2g^2)``: the first term over the pixels within 3a, the
-    second over a square window of 3g to each side. That is thousands of neighbours a pixel: a slice of 256x256
-    takes seconds.
+    second over a square window of 3g to each side. That is thousands of neighbours a pixel: a slice of
+    256x256 takes seconds.
 
     Args:
         probabilities: (x, y, classes) of one slice, from 0; need not sum to 1.
