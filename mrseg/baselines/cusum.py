@@ -27,6 +27,7 @@ _LARGEST_TURN = math.radians(70.0)
 _RETURN_ANGLE = math.radians(10.0)
 _LOST_AFTER = int(12.0 / _STEP)  # steps without a crossing
 _RESTART_ANGLE = 0.06  # rad
+_LARGEST_RETREAT = 0.3  # rad behind the start of a walk
 _TANGENT_POINTS = 4
 _MEDIAN_POINTS = 5
 _ROUND = 2 * math.pi
@@ -185,17 +186,18 @@ class _Tracker:
 
     def run(self) -> Boundary:
         """Walks until the polar angle has advanced by a full turn, or the budget of steps is spent."""
-        travelled, angle = 0.0, 0.0
-        while travelled < _ROUND and self.budget > 0:
+        angle = 0.0
+        while angle < _ROUND and self.budget > 0:
             start = self._ray(angle)
             if start is not None:
                 self.points.append(start)
-                angle, travelled = self._walk(start, angle, travelled)
-            if travelled < _ROUND:
+                # A walk that went back must not be repeated for ever: the next begins further on.
+                angle = max(angle, self._walk(start, angle))
+            if angle < _ROUND:
                 self.restarts += 1
-                angle, travelled = angle + _RESTART_ANGLE, travelled + _RESTART_ANGLE
+                angle += _RESTART_ANGLE
         points = np.array(self.points, np.float64).reshape(-1, 2)
-        return Boundary(points, self.centre, travelled >= _ROUND and len(points) > 2, self.restarts)
+        return Boundary(points, self.centre, angle >= _ROUND and len(points) > 2, self.restarts)
 
     def _at_rim(self, point: Point) -> bool:
         i, j = (min(max(round(p), 0), n - 1) for p, n in zip(point, self.shape, strict=True))
@@ -219,15 +221,15 @@ class _Tracker:
             x, y = x + dx, y + dy
         return None
 
-    def _walk(self, start: Point, angle: float, travelled: float) -> tuple[float, float]:
-        """Zigzags from a boundary point until lost or round; returns polar angle and angle travelled."""
+    def _walk(self, start: Point, angle: float) -> float:
+        """Zigzags from a boundary point until lost, back at the scalp, or round; returns the polar angle."""
         x, y = start
         inside = False
-        heading = angle + math.pi / 2
+        least, heading = angle - _LARGEST_RETREAT, angle + math.pi / 2
         recent = [start]
         total, turned, since = 0.0, 0.0, 0
         change = start
-        while travelled < _ROUND and self.budget > 0 and since < _LOST_AFTER:
+        while least < angle < _ROUND and self.budget > 0 and since < _LOST_AFTER:
             self.budget -= 1
             since += 1
             if turned < _LARGEST_TURN:
@@ -235,14 +237,14 @@ class _Tracker:
                 heading += -_TURN_PER_STEP if inside else _TURN_PER_STEP
                 turned += _TURN_PER_STEP
             x, y = x + _STEP * math.cos(heading), y + _STEP * math.sin(heading)
-            here = math.atan2(y - self.centre[1], x - self.centre[0])
-            advance = math.remainder(here - angle, _ROUND)
-            angle, travelled = angle + advance, travelled + advance
+            angle += math.remainder(math.atan2(y - self.centre[1], x - self.centre[0]) - angle, _ROUND)
             evidence = self.evidence(x, y)
             total = max(0.0, total + (-evidence if inside else evidence))
             if total == 0:
                 change = (x, y)
             elif total > _LIMIT and self._at_rim(change):
+                if len(recent) > 1:
+                    self.points.pop()  # the scalp's inner edge, by which the tracker left the skull
                 break
             elif total > _LIMIT:
                 self.points.append(change)
@@ -251,4 +253,4 @@ class _Tracker:
                 tangent = math.atan2(recent[-1][1] - recent[0][1], recent[-1][0] - recent[0][0])
                 heading = tangent + (-_RETURN_ANGLE if inside else _RETURN_ANGLE)
                 total, turned, since, change = 0.0, 0.0, 0, (x, y)
-        return angle, travelled
+        return angle

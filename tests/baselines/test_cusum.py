@@ -45,6 +45,19 @@ def test_a_stripped_brain_without_scalp_is_found_at_its_own_edge():
     assert dice(brain, cusum_mask(np.where(brain, 1.0, 0.0))) > 0.97
 
 
+def test_a_skull_too_thin_to_be_seen_on_one_side_does_not_lead_to_the_scalp():
+    x, y = np.mgrid[:128, :128] - 63.5
+    radius, angle = np.hypot(x / 48, y / 56), np.arctan2(y, x)
+    brain = radius < 0.84
+    image = np.where(radius < 1, 0.7, 0.0)
+    thin = np.abs(angle - 1.0) < 0.35  # there brain and scalp touch
+    image[(radius < 0.94) & ~thin] = 0.05
+    image[brain] = 0.8
+    found = cusum_boundary(image)
+    assert found.closed and found.restarts > 0
+    assert dice(brain, cusum_mask(image)) > 0.97
+
+
 def test_a_cleft_at_the_centre_is_no_edge(simple_head):
     image, brain = simple_head(0, 0.04)
     image[63:66, 20:108] = 0.06  # a dark fissure through the middle
