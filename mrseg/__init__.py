@@ -4,6 +4,9 @@ mrseg.data        scans in and out, geometry, registration, labels from CT, the 
 mrseg.models      the papers' networks: functions that return keras.Model
 mrseg.transfer    groups of layers, freezing, weight loading with a report, the two-encoder hybrid
 mrseg.metrics     overlap and surface distances (NumPy), confidence, Keras metrics and losses
+mrseg.baselines   methods without a network: Otsu, low-intensity mask, CUSUM, dense CRF
+mrseg.postprocess clean-up of label maps
+mrseg.attenuation attenuation maps at 511 keV; mrseg.perfusion: curves of a DSC series
 mrseg.Segmenter   network + preprocessing + label table + provenance in one folder
 mrseg.evaluate    tidy rows: subject, class, metric, value
 mrseg.recipes     one YAML page per experiment of a paper
@@ -18,5 +21,8 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {"segmenter": ["Segmenter"], "evaluation": ["evaluate"]},
-    modules=["data", "models", "transfer", "metrics", "recipes"],
-)
+    modules=[
+        "data", "models", "transfer", "metrics", "recipes",
+        "baselines", "attenuation", "perfusion", "postprocess",
+    ],
+)  # fmt: skip

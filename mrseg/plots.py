@@ -161,6 +161,49 @@ def dot_plot(
     return figure
 
 
+def signal_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "") -> Figure:
+    """Draws the signal of regions of a DSC series over time, and beside it the change of R2*.
+
+    Args:
+        curves: name of the region to its rows, as `mrseg.perfusion.region_curve` gives them.
+        title: a line above the panels.
+
+    Raises:
+        InputError: no region, a region without rows, or more regions than there are colours.
+
+    Example:
+        >>> figure = signal_curves({"brain": rows})
+    """
+    colours = [OKABE_ITO[name] for name in ("blue", "vermillion", "green", "purple", "orange", "sky")]
+    if not curves or not all(curves.values()) or len(curves) > len(colours):
+        raise error(f"Signal curves need one to {len(colours)} regions with rows.",
+                    {name: len(rows) for name, rows in curves.items()})  # fmt: skip
+    height = 3.6
+    figure = _figure(height)
+    signal, change = figure.subplots(1, 2)
+    _plain(signal, "mean signal")
+    _plain(change, "\N{GREEK CAPITAL LETTER DELTA}R2* [1/s]")
+    steady: set[float] = set()
+    for colour, rows in zip(colours, curves.values(), strict=False):
+        times, mean, rate = (
+            np.array([float(row[key]) for row in rows]) for key in ("time_s", "mean_signal", "delta_r2star")
+        )
+        signal.plot(times, mean, color=colour, linewidth=1.6, marker="o", markersize=3)
+        change.plot(times, rate, color=colour, linewidth=1.6, marker="o", markersize=3)
+        steady |= {float(row["time_s"]) for row in rows if row["baseline"]}
+    signal.set_ylim(bottom=0)
+    change.axhline(0, color=_FAINT, linewidth=1.0, dashes=(3, 2), zorder=1)
+    for axes in (signal, change):
+        axes.set_xlabel("time [s]", color=_INK, fontsize=10)
+        # The baseline is marked at the foot, point by point: it need not be an interval.
+        foot = axes.get_xaxis_transform()
+        axes.plot(sorted(steady), [0.02] * len(steady), "|", color=_FAINT, markersize=8, transform=foot)
+    key = [(colour, "-", str(name)) for colour, name in zip(colours, curves, strict=False)]
+    _headline(figure, title, [*key, (_FAINT, "|", "baseline")])
+    figure.subplots_adjust(left=0.065, right=0.985, top=1 - 0.85 / height, bottom=0.55 / height, wspace=0.16)
+    return figure
+
+
 def to_svg(figure: Figure) -> bytes:
     """The figure as SVG with a transparent ground, its ink following the reader's light or dark theme.
 

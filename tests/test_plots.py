@@ -8,7 +8,7 @@ import pytest
 from matplotlib.text import Text
 
 from mrseg._checks import InputError
-from mrseg.plots import dot_plot, learning_curves, read_log, to_svg
+from mrseg.plots import dot_plot, learning_curves, read_log, signal_curves, to_svg
 
 LOG = {"epoch": [1, 2, 3, 4], "loss": [4.0, 3.0, 2.0, 1.0], "val_loss": [4.0, 2.0, math.nan, 3.0]}
 
@@ -133,3 +133,30 @@ def test_svg_follows_the_theme_and_is_the_same_each_time():
     assert "prefers-color-scheme:dark" in text and "var(--ink)" in text
     assert "#24292f" not in text.split("</style>", 1)[1]
     assert ElementTree.fromstring(text).tag.endswith("svg")
+
+
+CURVE = [
+    {"time_s": 0.0, "mean_signal": 100.0, "sd": 5.0, "delta_r2star": 0.0, "baseline": 1},
+    {"time_s": 1.5, "mean_signal": 60.0, "sd": 4.0, "delta_r2star": 11.4, "baseline": 0},
+    {"time_s": 3.0, "mean_signal": 0.0, "sd": 0.0, "delta_r2star": math.nan, "baseline": 0},
+]
+
+
+def test_signal_curves_draw_what_the_rows_say():
+    figure = signal_curves({"brain": CURVE}, title="Case 1")
+    signal, change = figure.axes
+    np.testing.assert_array_equal(signal.lines[0].get_xydata(), [[0, 100], [1.5, 60], [3, 0]])
+    np.testing.assert_array_equal(change.lines[0].get_ydata(), [0, 11.4, math.nan])
+    assert {"Case 1", "brain", "baseline", "time [s]"} <= set(texts(figure))
+    ElementTree.fromstring(to_svg(figure))
+
+
+def test_the_baseline_is_marked_at_its_times_alone():
+    marks = [line for line in signal_curves({"brain": CURVE}).axes[0].lines if line.get_marker() == "|"]
+    np.testing.assert_array_equal(marks[0].get_xdata(), [0.0])
+
+
+@pytest.mark.parametrize("curves", [{}, {"brain": []}, {str(i): CURVE for i in range(7)}])
+def test_signal_curves_without_rows_or_colours_are_refused(curves):
+    with pytest.raises(InputError, match="one to 6 regions"):
+        signal_curves(curves)

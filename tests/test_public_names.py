@@ -7,7 +7,8 @@ import pytest
 
 import mrseg
 
-PACKAGES = ("mrseg", "mrseg.data", "mrseg.models", "mrseg.transfer", "mrseg.metrics", "mrseg.recipes")
+PACKAGES = ("mrseg", "mrseg.data", "mrseg.models", "mrseg.transfer", "mrseg.metrics", "mrseg.recipes",
+            "mrseg.baselines")  # fmt: skip
 
 
 def test_every_public_name_is_still_callable_after_every_submodule_was_imported():
@@ -19,15 +20,15 @@ def test_every_public_name_is_still_callable_after_every_submodule_was_imported(
         for name in package.__all__:
             thing = getattr(package, name)
             is_module = type(thing).__name__ == "module"
-            assert is_module or callable(thing) or name in ("BUILDERS", "NETWORKS"), (
-                f"{package.__name__}.{name}"
-            )
+            is_table = name in ("BUILDERS", "NETWORKS", "BASELINES")
+            assert is_module or callable(thing) or is_table, f"{package.__name__}.{name}"
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "Segmenter", "evaluate", "models.se_unet3d", "models.unet", "transfer.train_last", "transfer.freeze",
+        "Segmenter", "evaluate", "models.se_unet3d", "models.unet", "models.segnet", "models.vgg_fcn",
+        "models.res_unet", "models.sep_res_unet", "models.attention_unet", "models.list", "transfer.train_last", "transfer.freeze",
         "transfer.load_weights", "transfer.hybrid", "data.read_volume", "data.hu_to_labels", "data.register",
         "metrics.dice", "metrics.hausdorff", "metrics.hd95", "metrics.assd", "metrics.wald_ci",
         "metrics.CategoricalDice", "metrics.for_classes", "data.read_cases", "data.datasets.ibsr18",

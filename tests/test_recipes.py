@@ -3,20 +3,23 @@ from __future__ import annotations
 import dataclasses
 
 import keras
+import numpy as np
 import pytest
 import yaml
 
 from mrseg._checks import InputError
 from mrseg.data import phantom
 from mrseg.data.cases import Case, read_cases
+from mrseg.data.pipeline import build_dataset
 from mrseg.data.preprocessing import Preprocessing
-from mrseg.models.builders import BUILDERS
+from mrseg.models.builders import BUILDERS, NETWORKS
 from mrseg.recipes import build_network, list_recipes, load_recipe, runner
 from mrseg.recipes.runner import train_recipe
 from mrseg.segmenter import Segmenter, subject_digest
+from mrseg.training import fit
 
 SMALL = ["network.arguments.filters=2"]
-PAPERS = {"mecheter2023", "islam2025", "phantom"}
+PAPERS = {"mecheter2020", "mecheter2023", "xu2017", "alkhimova2022", "islam2025", "phantom"}
 
 
 def page(tmp_path, **changes):
@@ -48,12 +51,84 @@ def test_every_page_survives_writing_and_reading(name, tmp_path):
 def test_expected_figures_are_consistent_with_each_other(name):
     """Jaccard = dice / (2 - dice), in every row that prints both; averages of folds may break it by 0.005."""
     expected = load_recipe(name).expected
+    assert expected
     for tissue, row in expected.items():
         if tissue != "corrected" and "jaccard" in row:
             assert row["jaccard"] == pytest.approx(row["dice"] / (2 - row["dice"]), abs=0.01)
         if tissue != "corrected" and "precision" in row:
             harmonic = 2 * row["precision"] * row["recall"] / (row["precision"] + row["recall"])
             assert row["dice"] == pytest.approx(harmonic, abs=0.02)
+
+
+#: For each builder, a patch and a width that a step on two cores can bear; what makes the page remains.
+SHRUNK = {
+    "segnet": (32, 2),
+    "se_unet3d": (16, 2),
+    "vgg_fcn": (16, 2),
+    "res_unet": (16, 2),
+    "unet": (16, 2),
+    "sep_res_unet": (16, 2),
+    "attention_unet": (16, 2),
+}
+
+
+def shrunk(name):
+    """The recipe with a small patch, few filters, a batch of two and no learned start."""
+    recipe = load_recipe(name)
+    size, filters = SHRUNK[recipe.network.builder]
+    patch = tuple(1 if n == 1 else size for n in recipe.sampling.patch_shape)
+    network = {**recipe.network.arguments, "filters": filters}
+    return dataclasses.replace(
+        recipe,
+        network=dataclasses.replace(recipe.network, arguments=network),
+        sampling=dataclasses.replace(recipe.sampling, patch_shape=patch, patches_per_volume=2),
+        training=dataclasses.replace(
+            recipe.training, epochs=1, batch_size=2, plateau=None, early_stopping=None, keep="last"
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_page_builds_its_network_and_takes_a_step_that_trains_what_it_says(name, tmp_path):
+    recipe = shrunk(name)
+    source = None
+    if recipe.transfer is not None:
+        source, _ = build_network(dataclasses.replace(recipe, transfer=None))
+    model, account = build_network(recipe, source)
+    before = {w.path: keras.ops.convert_to_numpy(w) for w in model.weights}
+    rng = np.random.default_rng(0)
+    shape = tuple(max(n, 8) for n in recipe.sampling.patch_shape)
+    scans = [
+        (rng.random(shape, np.float32), rng.integers(0, len(recipe.class_names), shape).astype(np.uint8))
+        for _ in range(2)
+    ]
+    if recipe.transfer is not None and recipe.transfer.mechanism == "none":
+        assert "loaded" in account
+        return
+    batches = build_dataset(scans, recipe.sampling, batch_size=2, augmentation=recipe.augmentation)
+    (row,) = fit(
+        model, batches.take(1), None, recipe.training, loss=recipe.loss,
+        class_names=recipe.class_names, folder=tmp_path, progress=False,
+    )  # fmt: skip
+    assert np.isfinite(row["loss"])
+    after = {w.path: keras.ops.convert_to_numpy(w) for w in model.weights}
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    trained = {w.path for w in model.trainable_weights}
+    frozen = {w.path for layer in model.layers if not layer.trainable for w in layer.weights}
+    assert moved & trained and not moved & frozen
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_the_recipe_that_the_table_of_networks_names_trains_that_network(network):
+    recipe = load_recipe(network.recipe)
+    assert recipe.network.builder == network.builder and recipe.paper == network.paper
+    assert len(recipe.class_names) == network.num_classes
+    if network.name == network.builder or network.name == "vgg_fcn_adult":
+        assert recipe.sampling.input_shape == network.input_shape
+        model = BUILDERS[recipe.network.builder](
+            network.input_shape, network.num_classes, **recipe.network.arguments
+        )
+        assert model.count_params() == network.parameters
 
 
 @pytest.mark.parametrize("mechanism", ["none", "open", "conservative6", "hybrid_multiply", "hybrid_concat"])

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = attach(
         ],
         "io": ["read_ct", "read_labels", "read_volume", "write_labels", "write_volume"],
         "cases": ["Case", "read_cases", "select", "split_by_subject", "write_cases"],
+        "motion": ["correct_motion"],
         "labels": ["class_fractions", "hu_to_labels", "merge_labels"],
         "registration": [
             "apply_transform", "check_quality", "load_registration", "register", "save_registration",

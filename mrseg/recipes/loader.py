@@ -155,7 +155,11 @@ def _read_page(name_or_path: str | Path, above: tuple[str, ...] = ()) -> dict[st
     if not isinstance(page, dict):
         raise error("A recipe is a YAML page of keys and values.", path)
     base = page.pop("base", None)
-    return page if base is None else _merge(_read_page(base, (*above, str(name_or_path))), page)
+    if base is None:
+        return page
+    inherited = _read_page(base, (*above, str(name_or_path)))
+    inherited.pop("expected", None)  # another experiment has figures of its own
+    return _merge(inherited, page)
 
 
 def _merge(base: dict[str, Any], page: dict[str, Any]) -> dict[str, Any]:
