@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from mrseg import training
 from mrseg._checks import InputError
 from mrseg.data import phantom
 from mrseg.data.cases import Case, read_cases
@@ -16,7 +17,6 @@ from mrseg.models.builders import BUILDERS, NETWORKS
 from mrseg.recipes import build_network, list_recipes, load_recipe, runner
 from mrseg.recipes.runner import train_recipe
 from mrseg.segmenter import Segmenter, subject_digest
-from mrseg.training import fit
 
 SMALL = ["network.arguments.filters=2"]
 PAPERS = {"mecheter2020", "mecheter2023", "xu2017", "alkhimova2022", "islam2025", "phantom"}
@@ -51,7 +51,7 @@ def test_every_page_survives_writing_and_reading(name, tmp_path):
 def test_expected_figures_are_consistent_with_each_other(name):
     """Jaccard = dice / (2 - dice), in every row that prints both; averages of folds may break it by 0.005."""
     expected = load_recipe(name).expected
-    assert expected
+    assert expected or name.endswith("_short")  # a shortened recipe has no figures of the paper
     for tissue, row in expected.items():
         if tissue != "corrected" and "jaccard" in row:
             assert row["jaccard"] == pytest.approx(row["dice"] / (2 - row["dice"]), abs=0.01)
@@ -82,14 +82,12 @@ def shrunk(name):
         recipe,
         network=dataclasses.replace(recipe.network, arguments=network),
         sampling=dataclasses.replace(recipe.sampling, patch_shape=patch, patches_per_volume=2),
-        training=dataclasses.replace(
-            recipe.training, epochs=1, batch_size=2, plateau=None, early_stopping=None, keep="last"
-        ),
+        training=dataclasses.replace(recipe.training, batch_size=2),
     )
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_every_page_builds_its_network_and_takes_a_step_that_trains_what_it_says(name, tmp_path):
+def test_every_page_builds_its_network_and_takes_a_step_that_trains_what_it_says(name):
     recipe = shrunk(name)
     source = None
     if recipe.transfer is not None:
@@ -106,11 +104,10 @@ def test_every_page_builds_its_network_and_takes_a_step_that_trains_what_it_says
         assert "loaded" in account
         return
     batches = build_dataset(scans, recipe.sampling, batch_size=2, augmentation=recipe.augmentation)
-    (row,) = fit(
-        model, batches.take(1), None, recipe.training, loss=recipe.loss,
-        class_names=recipe.class_names, folder=tmp_path, progress=False,
-    )  # fmt: skip
-    assert np.isfinite(row["loss"])
+    training._compile(model, recipe.training, recipe.loss, recipe.class_names, steps=1)
+    model.run_eagerly = True  # a single step: tracing it would take longer
+    (batch,) = batches.take(1)
+    assert np.isfinite(model.train_on_batch(*batch)[0])
     after = {w.path: keras.ops.convert_to_numpy(w) for w in model.weights}
     moved = {path for path in before if not np.array_equal(before[path], after[path])}
     trained = {w.path for w in model.trainable_weights}
