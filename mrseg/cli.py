@@ -23,6 +23,7 @@ Segment MR scans of the head, and carry a network from one MR sequence to anothe
   mrseg predict --segmenter runs/t2/segmenter --input t2.nii.gz --output t2_dseg.nii.gz
   mrseg evaluate --segmenter runs/t2/segmenter --data prepared/cohort.tsv --output runs/t2/test
   mrseg recipes                                      what can be trained
+  mrseg weights                                      what is trained already
 """
 
 MANIFEST = """\
@@ -145,6 +146,12 @@ def _parser() -> argparse.ArgumentParser:
 
     recipes = command("recipes", _recipes, "list the recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this one")
+
+    weights = command("weights", _weights, "list trained weights, import or export them", WEIGHTS)
+    weights.add_argument("name", nargs="?", help="print the card of these (or import under this name)")
+    moves = weights.add_mutually_exclusive_group()
+    moves.add_argument("--import", dest="source", type=Path, metavar="PATH", help="segmenter folder or .zip")
+    moves.add_argument("--export", dest="archive", type=Path, metavar="ZIP", help="pack the named weights")
     return parser
 
 
@@ -175,6 +182,18 @@ options as for `mrseg train`.
 
   mrseg transfer mecheter2023_conservative6 --from runs/t1/segmenter \\
       --data prepared/cohort.tsv --output runs/t2
+"""
+
+WEIGHTS = """\
+Weights load by name: mrseg.Segmenter.load("phantom_t1_unet"), --from phantom_t1_unet, --segmenter ... .
+They lie in the folder that MRSEG_WEIGHTS names (default: ~/.mrseg/weights); small ones trained on synthetic
+T1-w heads come with mrseg. Nothing is ever downloaded.
+
+  mrseg weights                                           list
+  mrseg weights phantom_t1_unet                           the card: data, recipe, licence, figures
+  mrseg weights ward7_t1 --import runs/t1/segmenter       keep a trained segmenter under a name
+  mrseg weights ward7_t1 --export ward7_t1.zip            pack it to hand on
+  mrseg weights ward7_t1 --import ward7_t1.zip            on the other machine
 """
 
 EVALUATE = """\
@@ -274,6 +293,40 @@ def _evaluate(options: argparse.Namespace) -> None:
         seen_too=options.split != "test",
     )
     print(f"\n{text}\n\nreport: {options.output / 'report.html'}")
+
+
+def _weights(options: argparse.Namespace) -> None:
+    import json
+
+    from mrseg import store
+    from mrseg.formats import to_text
+    from mrseg.segmenter import Segmenter
+    from mrseg.tables import table
+
+    if options.source:
+        stored = store.import_weights(options.source, options.name or "")
+        Segmenter.load(stored.folder)  # the network itself is whole, too
+        print(f"stored: {stored.name} in {stored.folder}")
+    elif options.archive:
+        if not options.name:
+            raise error("--export needs the name of the weights.", "none", "See `mrseg weights`.")
+        print(f"archive: {store.export_weights(options.name, options.archive)}")
+    elif options.name:
+        print(json.dumps(store.read_card(store.find(options.name)), indent=2, ensure_ascii=False))
+    else:
+        rows = [
+            {
+                "name": stored.name,
+                "sequence": stored.card["sequence"],
+                "classes": ", ".join(stored.card["class_names"]),
+                "network": stored.card["provenance"].get("recipe", {}).get("network", {}).get("builder", ""),
+                "from": "mrseg" if stored.built_in else "store",
+            }
+            for stored in store.list_weights()
+        ]
+        print(
+            to_text(table(rows, caption=f"Weights in {store.store_folder()} and those that come with mrseg."))
+        )
 
 
 def _recipes(options: argparse.Namespace) -> None:

@@ -15,7 +15,8 @@ import nibabel as nib
 import numpy as np
 
 import mrseg.models.blocks  # noqa: F401  (registers the layers that a network file may hold)
-from mrseg._checks import error, existing_folder
+from mrseg import store
+from mrseg._checks import choice, error, existing_folder
 from mrseg._files import atomic_folder
 from mrseg.data.cases import Case
 from mrseg.data.geometry import Volume
@@ -23,9 +24,6 @@ from mrseg.data.io import read_volume
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
 from mrseg.inference import compile_forward, predict_probabilities
-
-CARD = "segmenter.json"
-NETWORK = "network.keras"
 
 
 @dataclass
@@ -66,22 +64,18 @@ class Segmenter:
 
     @classmethod
     def load(cls, folder: str | Path) -> Segmenter:
-        """Reads a folder that `save` wrote.
+        """Reads a folder that `save` wrote, or weights by their name (`mrseg weights`).
+
+        Args:
+            folder: folder, or a name such as ``phantom_t1_unet`` if there is no such folder.
 
         Raises:
             FileNotFoundError: the folder or a part of it is missing; the message names the part.
             InputError: the card is damaged, or the network is not the one that was saved with it.
         """
-        folder = existing_folder(folder)
-        for part in (CARD, NETWORK):
-            if not (folder / part).is_file():
-                raise FileNotFoundError(
-                    f"A segmenter folder holds {CARD} and {NETWORK}. Received: {folder} without {part}. "
-                    "Copy the whole folder, or save the segmenter again."
-                )
+        folder = existing_folder(store.find(folder))
+        card = store.read_card(folder)
         try:
-            card = json.loads((folder / CARD).read_text())
-            wanted = card["network_sha256"]
             parts = {
                 "preprocessing": Preprocessing(**_tuples(card["preprocessing"])),
                 "sampling": Sampling(**_tuples(card["sampling"])),
@@ -89,42 +83,53 @@ class Segmenter:
                 "sequence": card["sequence"],
                 "provenance": card["provenance"],
             }
-        except (json.JSONDecodeError, KeyError, TypeError) as reason:
+        except TypeError as reason:
             raise error(
-                f"{CARD} must be the card that mrseg wrote.", f"{folder / CARD} ({reason!r})"
+                f"{store.CARD} must be the card that mrseg wrote.", f"{folder / store.CARD} ({reason})"
             ) from None
-        if _sha256(folder / NETWORK) != wanted:
+        try:
+            model = _read_network(store.network_files(folder, card))
+        except (ValueError, TypeError) as reason:
             raise error(
-                f"{NETWORK} must be the network that {CARD} describes.",
-                f"{folder / NETWORK} with another checksum",
-                "The file is damaged or was exchanged; copy the folder again.",
-            )
-        return cls(model=keras.saving.load_model(folder / NETWORK, compile=False), **parts)
+                "A network is made of layers of Keras and mrseg, and of no code of its own.",
+                f"{folder} ({' '.join(str(reason).split())[:300]})",
+                "Save it again with the version of mrseg that made it.",
+            ) from None
+        return cls(model=model, **parts)
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes the folder as a whole: ``segmenter.json`` and ``network.keras``.
+    def save(self, folder: str | Path, *, weights_dtype: str = "float32") -> Path:
+        """Writes the folder as a whole: ``segmenter.json`` and the network.
+
+        Args:
+            folder: new, empty, or of a segmenter that it replaces.
+            weights_dtype: "float32", or "float16" for half the size: weights are rounded to 11 binary digits
+                and are float32 again when loaded.
 
         Raises:
-            InputError: the folder holds something else than a segmenter, which would be lost.
+            InputError: the folder holds something else than a segmenter, which would be lost; a weight that
+                float16 cannot hold.
         """
         folder = Path(folder)
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / CARD).is_file():
+        choice("weights_dtype", weights_dtype, store.NETWORK_FILES)
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / store.CARD).is_file():
             raise error(
                 "A segmenter replaces a segmenter or an empty folder only.",
                 f"{folder}, which holds other files",
                 "Name a folder of its own, say " + str(folder / "segmenter") + ".",
             )
         with atomic_folder(folder) as temporary:
-            self.model.save(temporary / NETWORK)
             card = {
                 "class_names": list(self.class_names),
                 "sequence": self.sequence,
                 "preprocessing": dataclasses.asdict(self.preprocessing),
                 "sampling": dataclasses.asdict(self.sampling),
                 "provenance": self.provenance,
-                "network_sha256": _sha256(temporary / NETWORK),
+                "weights_dtype": weights_dtype,
             }
-            (temporary / CARD).write_text(json.dumps(card, indent=2))
+            files = store.network_files(temporary, card)
+            _write_network(self.model, files)
+            card["network_sha256"] = store.checksum(files)
+            (temporary / store.CARD).write_text(json.dumps(card, indent=2))
         return folder
 
     def __call__(self, scan: str | Path | Volume, *, progress: bool = False) -> nib.Nifti1Image:
@@ -187,5 +192,28 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _write_network(model: keras.Model, files: Sequence[Path]) -> None:
+    if len(files) == 1:
+        model.save(files[0])
+        return
+    weights = {w.path: keras.ops.convert_to_numpy(w) for w in model.weights}
+    with np.errstate(over="ignore"):
+        halves = {path: w.astype(np.float16) if w.dtype == np.float32 else w for path, w in weights.items()}
+    for path, half in halves.items():
+        if not np.isfinite(half).all():
+            raise error("float16 holds numbers up to 65504.", f"a larger one in {path}", "Save in float32.")
+    files[0].write_text(model.to_json())
+    np.savez_compressed(files[1], **halves)
+
+
+def _read_network(files: Sequence[Path]) -> keras.Model:
+    if len(files) == 1:
+        return keras.saving.load_model(files[0], compile=False)
+    model = keras.models.model_from_json(files[0].read_text())
+    with np.load(files[1], allow_pickle=False) as halves:
+        missing = {w.path for w in model.weights} ^ set(halves.files)
+        if missing:
+            raise error("Weights and network have the same tensors.", f"{files[1]}, {sorted(missing)[0]}")
+        for w in model.weights:
+            w.assign(halves[w.path].astype(w.dtype))
+    return model

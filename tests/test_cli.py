@@ -15,7 +15,7 @@ from mrseg.cli import main
 from mrseg.data import phantom
 from mrseg.data.io import write_volume
 
-COMMANDS = ("demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes")
+COMMANDS = ("demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes", "weights")
 TINY = [
     "--set",
     "sampling.patch_shape=[16,16,16]",
@@ -263,3 +263,30 @@ def test_import_takes_under_a_third_of_a_second_and_loads_neither_tensorflow_nor
     ]
     assert min(float(out.split()[0]) for out in runs) < 0.3
     assert all(out.split(maxsplit=1)[1].strip() == "[]" for out in runs)
+
+
+def test_weights_are_kept_under_a_name_handed_on_and_used_by_name(house, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MRSEG_WEIGHTS", str(tmp_path / "store"))
+    trained = house / "t1/segmenter"
+    assert run("weights", "ward7", "--import", trained) == 0
+    assert run("weights", "ward7", "--export", tmp_path / "ward7.zip") == 0
+    assert run("weights", "ward8", "--import", tmp_path / "ward7.zip") == 0
+    capsys.readouterr()
+    assert run("weights") == 0
+    listed = capsys.readouterr().out
+    assert "ward7" in listed and "ward8" in listed and "se_unet3d" in listed
+    assert run("weights", "ward8") == 0
+    assert json.loads(capsys.readouterr().out)["sequence"] == "T1w"
+    scan = next((house / "raw").glob("*/*_T1w.nii.gz"))
+    for segmenter, name in ((trained, "a"), ("ward8", "b")):
+        out = tmp_path / f"{name}.nii"
+        assert run("predict", "--segmenter", segmenter, "--input", scan, "--output", out) == 0
+    a, b = (np.asarray(nib.load(tmp_path / f"{name}.nii").dataobj) for name in "ab")
+    np.testing.assert_array_equal(a, b)
+
+
+def test_weights_that_cannot_be_kept_are_told_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MRSEG_WEIGHTS", str(tmp_path / "store"))
+    assert "--export needs the name" in refused(capsys, "weights", "--export", tmp_path / "x.zip")
+    assert "nowhere" in refused(capsys, "weights", "--import", tmp_path / "nowhere")
+    assert "name of stored weights" in refused(capsys, "weights", "ward9")

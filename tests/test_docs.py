@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import mrseg
 from mrseg.cli import _parser
 from mrseg.recipes.loader import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMANDS = ("demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes")
+COMMANDS = ("demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes", "weights")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Paths of somebody's machine, and hosts that packages come from.
 FORBIDDEN = (
@@ -104,6 +105,10 @@ def test_files_and_symbols_that_a_paper_page_names_exist(page):
         assert not symbols or re.search(rf"(?:def|class) {symbols}\b|^{symbols}\b", text, re.MULTILINE), (
             symbols
         )
+
+
+def test_the_table_of_networks_in_the_docs_is_that_of_the_code():
+    assert str(mrseg.models.list()) in (ROOT / "docs/models.md").read_text()
 
 
 def test_every_deviation_in_the_code_is_told_on_a_paper_page():

@@ -28,7 +28,8 @@ def test_every_public_name_is_still_callable_after_every_submodule_was_imported(
     "name",
     [
         "Segmenter", "evaluate", "models.se_unet3d", "models.unet", "models.segnet", "models.vgg_fcn",
-        "models.res_unet", "models.sep_res_unet", "models.attention_unet", "models.list", "transfer.train_last", "transfer.freeze",
+        "models.res_unet", "models.sep_res_unet", "models.attention_unet", "models.list",
+        "transfer.train_last", "transfer.freeze",
         "transfer.load_weights", "transfer.hybrid", "data.read_volume", "data.hu_to_labels", "data.register",
         "metrics.dice", "metrics.hausdorff", "metrics.hd95", "metrics.assd", "metrics.wald_ci",
         "metrics.CategoricalDice", "metrics.for_classes", "data.read_cases", "data.datasets.ibsr18",

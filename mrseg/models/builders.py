@@ -147,14 +147,14 @@ class Networks:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield "| network | paper | input | classes | parameters | in `mrseg.models` | train it with |"
+        yield "| network | paper | input | classes | parameters | in `mrseg.models` | `mrseg train` |"
         yield "|---|---|---|---|---|---|---|"
         for row in self.rows:
             given = "".join(f", {key}={value!r}" for key, value in row.arguments.items())
             call = f"{row.builder}({row.input_shape}, {row.num_classes}{given})"
             shape = " x ".join(map(str, row.input_shape))
             cells = (row.name, row.paper, shape, row.num_classes, f"{row.parameters:,}")
-            yield f"| {' | '.join(map(str, cells))} | `{call}` | `mrseg train {row.recipe}` |"
+            yield f"| {' | '.join(map(str, cells))} | `{call}` | `{row.recipe}` |"
 
 
 def list() -> Networks:

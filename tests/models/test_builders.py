@@ -106,7 +106,7 @@ def test_the_table_of_networks_prints_a_row_each_and_names_a_misspelt_one():
     table = models.list()
     lines = str(table).splitlines()
     assert len(lines) == len(table) + 2 == len(NETWORKS) + 2
-    assert "29,459,459" in lines[2] and "`mrseg train mecheter2020_t1`" in lines[2]
+    assert "29,459,459" in lines[2] and "`mecheter2020_t1`" in lines[2]
     with pytest.raises(InputError, match="Did you mean 'vgg_fcn_adult'"):
         table["vgg_fcn_adlt"]
 
