@@ -6,6 +6,7 @@ mrseg.transfer    groups of layers, freezing, weight loading with a report, the 
 mrseg.metrics     overlap and surface distances (NumPy), confidence, Keras metrics and losses
 mrseg.Segmenter   network + preprocessing + label table + provenance in one folder
 mrseg.evaluate    tidy rows: subject, class, metric, value
+mrseg.summarize   pooled over voxels, mean over subjects, mean over slices; mrseg.compare: two methods
 mrseg.recipes     one YAML page per experiment of a paper
 
 The same from a shell: `mrseg --help`.
@@ -17,6 +18,6 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    {"segmenter": ["Segmenter"], "evaluation": ["evaluate"]},
+    {"segmenter": ["Segmenter"], "evaluation": ["evaluate"], "summaries": ["compare", "summarize"]},
     modules=["data", "models", "transfer", "metrics", "recipes"],
 )
