@@ -17,7 +17,7 @@ from mrseg.evaluation import Row, evaluate
 from mrseg.formats import to_text, write_csv, write_tables
 from mrseg.pictures import View, comparison, to_png
 from mrseg.plots import bland_altman, dot_plot, learning_curves, to_svg
-from mrseg.report import Picture, Section, write_report
+from mrseg.report import Details, Picture, Section, write_report
 from mrseg.score_tables import (
     PRINTED,
     comparison_table,
@@ -136,8 +136,8 @@ def write_evaluation(
             (
                 made["layout"],
                 Picture("Every dot is a subject.", to_svg(dots)),
-                made["metrics"],
                 made["subjects"],
+                Details("Every metric", (made["metrics"],)),
             ),
         ),
         Section("Confusion", (made["confusion"],)),
@@ -153,8 +153,9 @@ def write_evaluation(
         ),
     ]
     if other is not None and rows_other is not None:
-        made["comparison"] = _comparison(rows, rows_other, _method_names(output, Path(other)))
-        sections.insert(1, Section("Comparison", (made["comparison"],)))
+        names = _method_names(output, Path(other))
+        made["comparison"], both = _comparison(whole_rows(rows), rows_other, names)
+        sections.insert(1, Section("Comparison", (made["comparison"], both)))
     if log is not None and log.exists():
         curves = learning_curves({"training": log}, metric="loss", title="Learning curve")
         sections.append(Section("Training", (Picture("Loss by epoch.", to_svg(curves)),)))
@@ -173,10 +174,20 @@ def write_evaluation(
     return rows, "\n\n".join(map(to_text, shown))
 
 
-def _comparison(rows: Sequence[Row], rows_other: Sequence[Row], names: tuple[str, str]) -> Table:
+def _comparison(
+    rows: Sequence[Row], rows_other: Sequence[Row], names: tuple[str, str]
+) -> tuple[Table, Picture]:
+    """The paired tests, and the subjects of both methods."""
     shared = {row["metric"] for row in rows} & {row["metric"] for row in rows_other}
     metrics = [metric for metric in _COMPARED if metric in shared] or ["dice"]
-    return comparison_table(compare(rows, rows_other, metrics=metrics), names=names)
+    tested = comparison_table(compare(rows, rows_other, metrics=metrics), names=names)
+    both = [
+        {**row, "method": name}
+        for name, of_one in zip(names, (rows, rows_other), strict=True)
+        for row in of_one
+    ]
+    dots = dot_plot(both, by="method", title="Dice of every subject")
+    return tested, Picture("Every dot is a subject.", to_svg(dots))
 
 
 def _method_names(output: Path, other: Path) -> tuple[str, str]:

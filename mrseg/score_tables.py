@@ -76,18 +76,22 @@ def summary_table(summary: Sequence[Row], *, caption: str) -> Table:
 
 def subject_table(rows: Sequence[Row], *, caption: str = "Every subject.") -> Table:
     """One line per subject: Dice and distances of every class, in a group per class."""
-    shown = {"dice", "avd_percent", "hausdorff_mm", "hd95_mm", "assd_mm"}
+    shown = ("dice", "avd_percent", "hausdorff_mm", "hd95_mm", "assd_mm")
+    rows = [row for row in whole_rows(rows) if row["metric"] in shown]
     lines: dict[str, dict[str, Any]] = {}
-    columns: dict[str, Column] = {}
-    for row in whole_rows(rows):
-        if row["metric"] in shown:
-            key = f"{row['class']} {row['metric']}"
-            lines.setdefault(row["subject"], {"subject": row["subject"]})[key] = row["value"]
-            decimals = 3 if row["metric"] == "dice" else 2
-            columns[key] = Column(key, metric_title(row["metric"]), group=row["class"], decimals=decimals)
+    for row in rows:
+        line = lines.setdefault(row["subject"], {"subject": row["subject"]})
+        line[f"{row['class']} {row['metric']}"] = row["value"]
+    found = {(row["class"], row["metric"]) for row in rows}
+    columns = [
+        Column(f"{name} {metric}", metric_title(metric), group=name, decimals=3 if metric == "dice" else 2)
+        for name in dict.fromkeys(row["class"] for row in rows)
+        for metric in shown
+        if (name, metric) in found
+    ]
     return table(
         lines.values(),
-        [Column("subject"), *columns.values()],
+        [Column("subject"), *columns],
         caption=caption,
         missing="the structure is absent in truth and prediction",
     )

@@ -293,7 +293,8 @@ def _sum(whole: _Values, name: str, metric: str, *, strict: bool = False) -> flo
 
 def _pooled(true: float, predicted: float, both: float, everything: float) -> dict[str, float]:
     counts = np.array([both, predicted - both, true - both, everything - true - predicted + both])
-    return {metric: float(value) for metric, value in scores_of_counts(*counts).items()}
+    pooled = {metric: float(value) for metric, value in scores_of_counts(*counts).items()}
+    return {"avd_percent": pooled.pop("avd"), **pooled}
 
 
 def _wald(value: float, count: float) -> float:

@@ -138,11 +138,11 @@ def test_another_cohort_is_refused_before_the_first_prediction(cohort, tmp_path)
     cases, _ = cohort
     write_csv([{"subject": "s9", "class": "bone", "metric": "dice", "value": 0.5}], tmp_path / "scores.csv")
     with pytest.raises(InputError, match="only in the first: s0, s1, s2; only in the second: s9"):
-        write_evaluation(None_called(), cases, tmp_path / "out", other=tmp_path / "scores.csv")
+        write_evaluation(NeverCalled(), cases, tmp_path / "out", other=tmp_path / "scores.csv")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-class None_called(Blurred):
+class NeverCalled(Blurred):
     def __init__(self):
         super().__init__([], 0.0)
 
@@ -163,9 +163,9 @@ def test_a_mean_dice_leaves_the_first_class_and_undefined_values_out():
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars --disable-component-update "
-    "--disable-background-networking --disable-sync --enable-logging=stderr"
-).split()
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--disable-sync",
+    "--disable-component-update", "--disable-background-networking", "--enable-logging=stderr",
+)  # fmt: skip
 # The page's own policy forbids scripts; a copy with another policy reports on its pictures.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 PROBE = """<script>addEventListener("load", () => { document.title = JSON.stringify([...document.images].map(
@@ -180,7 +180,7 @@ def browse(tmp_path, page, *arguments):
 
 
 def probed(tmp_path, text):
-    """Widths of the pictures as the browser decoded them (0: broken), and whether the page scrolls sideways."""
+    """Widths of the pictures as the browser decoded them (0: broken), whether the page scrolls sideways."""
     assert POLICY in text
     copy = tmp_path / "probed.html"
     copy.write_text(text.replace(POLICY, POLICY + "; script-src 'unsafe-inline'").replace("</body>", PROBE))
@@ -203,7 +203,7 @@ def test_a_browser_shows_every_picture_and_heading_without_a_complaint(evaluated
     assert headings == ["Scores", "Comparison", "Confusion", "Volumes", "Training", "Cases"]
     assert document.count("<table>") == len(FILES)
     widths, wide, _ = probed(tmp_path, page.read_text())
-    assert len(widths) == 3 + 3 and min(widths) > 100  # dots, volumes, curves; three cases
+    assert len(widths) == 4 + 3 and min(widths) > 100  # dots twice, volumes, curves; three cases
     assert not wide
 
 
@@ -222,7 +222,10 @@ def test_the_probe_sees_a_broken_picture_and_the_console_a_forbidden_one(evaluat
 def test_a_screenshot_has_ink_over_its_whole_height(evaluated, tmp_path, width):
     shot = tmp_path / "shot.png"
     browse(
-        tmp_path, evaluated[0] / "second" / "report.html", f"--window-size={width},3000", f"--screenshot={shot}"
+        tmp_path,
+        evaluated[0] / "second" / "report.html",
+        f"--window-size={width},3000",
+        f"--screenshot={shot}",
     )
     seen = np.asarray(Image.open(shot).convert("L")).astype(int)
     assert seen.shape[1] == width
