@@ -6,7 +6,7 @@ mrseg.transfer    groups of layers, freezing, weight loading with a report, the 
 mrseg.metrics     overlap and surface distances (NumPy), confidence, Keras metrics and losses
 mrseg.Segmenter   network + preprocessing + label table + provenance in one folder
 mrseg.evaluate    tidy rows: subject, class, metric, value
-mrseg.summarize   pooled over voxels, mean over subjects, mean over slices; mrseg.compare: two methods
+mrseg.summarize   pooled over voxels, mean over subjects, mean over slices; mrseg.compare: two methods, paired
 mrseg.recipes     one YAML page per experiment of a paper
 
 The same from a shell: `mrseg --help`.

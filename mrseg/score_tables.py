@@ -21,6 +21,7 @@ from mrseg.tables import Column, Estimate, Table, by_class, metric_title, table
 #: The metrics of mecheter2023's tables, in its order.
 PRINTED = ("precision", "recall", "dice", "jaccard")
 
+_ENDS = ("half_width", "low", "high")
 _WALD = (
     "± after a pooled value is the 95 % Wald half-width 1.96 sqrt(p(1-p)/n), n = true voxels of the class, "
     "as mecheter2023 prints it: it takes voxels for independent and is too narrow."
@@ -36,7 +37,8 @@ def layout_table(summary: Sequence[Row], *, caption: str) -> Table:
         summary: rows of `mrseg.summarize`.
         caption: what was scored.
     """
-    lines, columns = by_class(summary, by="pooling", metrics=PRINTED)
+    known = [{**row, **{end: _or_none(row[end]) for end in _ENDS}} for row in summary]
+    lines, columns = by_class(known, by="pooling", metrics=PRINTED)
     return table(
         lines,
         [dataclasses.replace(column, best="") for column in columns],
@@ -58,8 +60,7 @@ def summary_table(summary: Sequence[Row], *, caption: str) -> Table:
         line = lines.setdefault(
             (row["class"], row["metric"]), {"class": row["class"], "metric": metric_title(row["metric"])}
         )
-        ends = {key: _or_none(row[key]) for key in ("half_width", "low", "high")}
-        line[row["pooling"]] = Estimate(row["value"], **ends)
+        line[row["pooling"]] = Estimate(row["value"], **{end: _or_none(row[end]) for end in _ENDS})
         if row["pooling"] == SUBJECTS:
             line["SD over subjects"], line["subjects"] = row["sd"], row["count"]
     slices = sorted({row["pooling"] for row in summary} - {VOXELS, SUBJECTS})
