@@ -24,8 +24,9 @@ from scipy.spatial import cKDTree
 from mrseg import _checks
 from mrseg.metrics.overlap import as_masks
 
-#: Neighbours up to this many voxels away (along the finest axis) are looked up before a search tree is built.
-_REACH = 5
+#: Neighbours within a ball are looked up before a search tree is built: its radius is a little more than the
+#: coarsest voxel size, so that it holds the slices beside, but within these multiples of the finest.
+_REACH = (5, 10)
 
 #: Voxels worked on at a time where a volume is passed over several times: they stay in the processor's cache.
 _CHUNK = 2**17
@@ -275,7 +276,7 @@ class _Grid:
     @classmethod
     def around(cls, true: np.ndarray, pred: np.ndarray, spacing: np.ndarray) -> _Grid:
         """The joint bounding box and one voxel more, where the image goes on."""
-        margin = tuple(int(n) for n in np.maximum(np.floor(_REACH * spacing.min() / spacing + 1e-9), 1))
+        margin = tuple(int(n) for n in np.maximum(np.floor(_reach_mm(spacing) / spacing + 1e-9), 1))
         filled, box = true | pred, []
         for _ in range(true.ndim):
             # Where along the first axis left there is something; then that axis is folded away.
@@ -327,15 +328,15 @@ class _Grid:
         """Distances in mm from the voxels of ``index`` to the nearest of ``targets``, by a search tree."""
         points = self._positions(index, targets.shape)
         # A target from every few voxels bounds each distance, and the bounds bound which targets matter.
-        coarse = (slice(None, None, 3),) * max(targets.ndim - 1, 1)
+        coarse = (slice(None, None, 4),) * max(targets.ndim - 1, 1)
         some = np.argwhere(targets[coarse])
         if len(some):
-            some[:, : len(coarse)] *= 3
-            bounds = cKDTree(some * self.spacing, leafsize=32).query(points)[0]
+            some[:, : len(coarse)] *= 4
+            bounds = _tree(some * self.spacing).query(points)[0]
             wanted = self._within(points, bounds, targets.shape)
             targets = targets if wanted is None else targets & wanted
         found = self._positions(np.flatnonzero(targets), targets.shape)
-        return cKDTree(found, leafsize=32, balanced_tree=False, compact_nodes=False).query(points)[0]
+        return _tree(found).query(points)[0]
 
     def _within(self, points: np.ndarray, bounds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """Marks a box around every point that holds its ball; None if marking is more work than it saves."""
@@ -354,13 +355,22 @@ class _Grid:
         return np.stack(np.unravel_index(small, shape), axis=1) * self.spacing
 
 
+def _tree(points: np.ndarray) -> cKDTree:
+    """A tree that is quick to build, for few queries."""
+    return cKDTree(points, leafsize=32, balanced_tree=False, compact_nodes=False)
+
+
+def _reach_mm(spacing: np.ndarray) -> float:
+    return float(np.clip(1.2 * spacing.max(), *(times * spacing.min() for times in _REACH)))
+
+
 @functools.lru_cache(maxsize=64)
 def _neighbours(shape: tuple[int, ...], spacing: tuple[float, ...]) -> list[tuple[int, float]]:
-    """Neighbours within ``_REACH`` of the finest spacing, nearest first: flat offset, distance in mm.
+    """Neighbours in a ball, nearest first: flat offset, distance in mm.
 
     The whole ball but its centre is there, so the first one that is hit is the nearest.
     """
-    reach = _REACH * min(spacing)
+    reach = _reach_mm(np.array(spacing))
     sides = [np.arange(-int(reach / s + 1e-9), int(reach / s + 1e-9) + 1) for s in spacing]
     steps = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, len(spacing))
     distances = np.sqrt(((steps * np.array(spacing)) ** 2).sum(axis=1))

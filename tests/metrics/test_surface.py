@@ -165,7 +165,7 @@ def test_grids_larger_than_one_chunk_and_of_other_dimensions_are_measured_exactl
 
 
 def test_far_targets_are_found_whether_or_not_the_search_is_narrowed_down():
-    """One far voxel whose box holds the grid, many whose boxes are small, targets off every third line."""
+    """One far voxel whose box holds the grid, many whose boxes are small, targets off every fourth line."""
     true, pred = np.zeros((2, 60, 50, 12), bool)
     pred[1::6, 1::6, ::5] = True
     true[::7, ::9, 3] = True
