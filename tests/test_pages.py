@@ -159,6 +159,24 @@ def test_a_mean_dice_leaves_the_first_class_and_undefined_values_out():
     assert math.isnan(mean_dice(rows[:1]))
 
 
+class Blind(Blurred):
+    """Finds nothing."""
+
+    def __call__(self, scan):
+        return nib.Nifti1Image(np.zeros(scan[0].shape, np.uint8), scan[1])
+
+
+def test_one_subject_whose_structures_are_all_missed_still_has_its_page(cohort, tmp_path):
+    cases, truths = cohort
+    rows, text = write_evaluation(Blind(truths, 0), cases[:1], tmp_path, distances=True, progress=False)
+    found = {(r["class"], r["metric"]): r["value"] for r in rows if "slice" not in r}
+    assert found["bone", "dice"] == found["bone", "recall"] == 0 and found["bone", "hd95_mm"] == math.inf
+    assert found["bone", "avd_percent"] == 100 and found["bone", "volume_predicted_ml"] == 0
+    assert "\N{INFINITY}" in text and "1 subject, T1w" in text
+    page = (tmp_path / "report.html").read_text()
+    assert "limits need two subjects or more" in page and "s0 (best): mean Dice 0.000" in page
+
+
 # A browser
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
