@@ -280,7 +280,7 @@ class _Grid:
         filled, box = true | pred, []
         for _ in range(true.ndim):
             # Where along the first axis left there is something; then that axis is folded away.
-            where = np.flatnonzero(filled.reshape(len(filled), -1).any(axis=1))
+            where = np.flatnonzero(filled.reshape(len(filled), int(np.prod(filled.shape[1:]))).any(axis=1))
             first, last = (int(where[0]), int(where[-1])) if where.size else (0, 0)
             box.append(slice(max(first - 1, 0), last + 2))
             filled = filled[first : last + 1].any(axis=0)

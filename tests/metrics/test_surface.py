@@ -235,6 +235,12 @@ def test_one_empty_mask_is_infinitely_far_and_two_do_not_count(measure):
     assert measure(mask, mask, spacing) == 0.0
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
+def test_a_grid_without_voxels_holds_no_structure(shape):
+    nothing = np.zeros(shape, bool)
+    assert math.isnan(surface.hausdorff(nothing, nothing, (1.0,) * len(shape)))
+
+
 def test_every_reader_follows_the_policy_for_empty_masks():
     spacing = (1.0, 1.0, 1.0)
     missed = surface.surface_distances(FULL, EMPTY, spacing)
