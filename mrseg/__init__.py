@@ -9,6 +9,7 @@ mrseg.postprocess clean-up of label maps
 mrseg.attenuation attenuation maps at 511 keV; mrseg.perfusion: curves of a DSC series
 mrseg.Segmenter   network + preprocessing + label table + provenance in one folder
 mrseg.evaluate    tidy rows: subject, class, metric, value
+mrseg.summarize   pooled over voxels, mean over subjects, mean over slices; mrseg.compare: two methods, paired
 mrseg.recipes     one YAML page per experiment of a paper
 
 The same from a shell: `mrseg --help`.
@@ -20,7 +21,7 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    {"segmenter": ["Segmenter"], "evaluation": ["evaluate"]},
+    {"segmenter": ["Segmenter"], "evaluation": ["evaluate"], "summaries": ["compare", "summarize"]},
     modules=[
         "data", "models", "transfer", "metrics", "recipes",
         "baselines", "attenuation", "perfusion", "postprocess",

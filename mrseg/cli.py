@@ -139,10 +139,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set"
     )
-    evaluate.add_argument("--output", type=Path, required=True, help="folder for scores.csv and report.html")
+    evaluate.add_argument(
+        "--output", type=Path, required=True, help="folder for scores.csv, report.html and tables"
+    )
     evaluate.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
     evaluate.add_argument("--sequence", help="default: the segmenter's own")
     evaluate.add_argument("--distances", action="store_true", help="add Hausdorff, HD95 and ASSD in mm")
+    evaluate.add_argument(
+        "--plane", default="axial", choices=("axial", "coronal", "sagittal"),
+        help="slices of the mean over slices (default: axial)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--compare", type=Path, metavar="OTHER/scores.csv",
+        help="test against another method, scored on the same subjects",
+    )  # fmt: skip
 
     recipes = command("recipes", _recipes, "list the recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this one")
@@ -197,7 +207,12 @@ T1-w heads come with mrseg. Nothing is ever downloaded.
 """
 
 EVALUATE = """\
-Writes scores.csv (subject, class, metric, value), a table with 95 % intervals, and report.html with pictures.
+Writes scores.csv (subject, class, metric, value), slices.csv (the same for every slice), report.html with
+pictures, and every table of it as LaTeX and CSV. Figures are pooled over voxels, and means over subjects and
+over slices: each is named.
+
+  mrseg evaluate --segmenter runs/t2/segmenter --data prepared/cohort.tsv --output runs/t2/test \\
+      --compare runs/none/test/scores.csv
 """
 
 
@@ -290,6 +305,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.output,
         sequence=options.sequence,
         distances=options.distances,
+        plane=options.plane,
+        other=options.compare,
         seen_too=options.split != "test",
     )
     print(f"\n{text}\n\nreport: {options.output / 'report.html'}")

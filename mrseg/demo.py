@@ -16,7 +16,7 @@ from mrseg._files import atomic_file, writable_folder
 from mrseg.data.cases import Case, read_cases, select
 from mrseg.data.io import read_volume, write_labels
 from mrseg.data.phantom import write_cohort
-from mrseg.evaluation import Row, evaluate, summarize
+from mrseg.evaluation import evaluate
 from mrseg.formats import to_text, write_csv
 from mrseg.pages import case_picture, mean_dice
 from mrseg.plots import dot_plot, learning_curves, to_svg
@@ -25,6 +25,7 @@ from mrseg.recipes.loader import Recipe, Transfer, load_recipe
 from mrseg.recipes.runner import train_recipe, versions
 from mrseg.report import Details, Picture, Section, write_report
 from mrseg.segmenter import Segmenter
+from mrseg.summaries import SUBJECTS, VOXELS, Row, summarize
 from mrseg.tables import Column, Table, by_class, table
 
 #: Rows of the table, named as in mecheter2023's tables.
@@ -181,18 +182,16 @@ def _results_table(
     seconds: dict[str, float],
     metrics: Sequence[str] = ("precision", "recall", "dice", "jaccard"),
 ) -> Table:
-    shown = [
-        {
-            "model": row["model"],
-            "class": row["class"],
-            "metric": row["metric"],
-            "value": row["pooled"],
-            "half_width": row["pooled_halfwidth"],
-            "low": row["low"],
-            "high": row["high"],
-        }
+    means = {
+        (row["model"], row["class"], row["metric"]): row
         for row in _summaries(rows)
-    ]
+        if row["pooling"] == SUBJECTS
+    }
+    shown = []
+    for row in _summaries(rows):
+        if row["pooling"] == VOXELS:
+            mean = means[row["model"], row["class"], row["metric"]]
+            shown.append({**row, "low": mean["low"], "high": mean["high"]})
     extra = {name: {Column("training", unit="s", decimals=0): value} for name, value in seconds.items()}
     return table(
         *by_class(shown, metrics=metrics, classes=("bone", "soft", "air"), extra=extra),
@@ -207,9 +206,9 @@ def _results_table(
 def bone_dice(rows: Sequence[Row]) -> dict[str, float]:
     """Pooled Dice of bone by model."""
     return {
-        row["model"]: row["pooled"]
+        row["model"]: row["value"]
         for row in _summaries(rows)
-        if row["class"] == "bone" and row["metric"] == "dice"
+        if (row["class"], row["metric"], row["pooling"]) == ("bone", "dice", VOXELS)
     }
 
 
@@ -246,11 +245,7 @@ def _write_page(
     seed: int,
     seconds: float,
 ) -> Path:
-    intervals = [
-        {"model": r["model"], "class": r["class"], "metric": r["metric"], "value": r["mean"], "low": r["low"],
-         "high": r["high"]}
-        for r in _summaries(rows)
-    ]  # fmt: skip
+    intervals = [row for row in _summaries(rows) if row["pooling"] == SUBJECTS]
     dots = dot_plot(
         rows,
         summary=intervals,

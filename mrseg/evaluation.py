@@ -1,29 +1,39 @@
 """Scores of a segmenter on cases it has not seen, as tidy rows: subject, class, metric, value.
 
 Every overlap figure follows from the voxel counts that the rows carry (`voxels_true`, `voxels_predicted`,
-`voxels_both`), so that pooled and per-subject figures can be told apart and made again from the CSV alone.
+`voxels_both`, `voxels_all`, and `voxels_as_<class>`: a row of the confusion matrix), so that pooled and
+per-subject figures can be told apart and made again from the CSV alone (`mrseg.summaries`).
 Source: mecheter2023 section 3.6.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from mrseg._checks import IGNORE_LABEL, error
+from mrseg._checks import IGNORE_LABEL, choice, error
 from mrseg.data.cases import Case
-from mrseg.data.geometry import check_same_grid, voxel_sizes
+from mrseg.data.geometry import check_same_grid, to_canonical, voxel_sizes
 from mrseg.data.io import read_labels, read_volume
-from mrseg.metrics.confidence import bootstrap_ci, wald_ci
 from mrseg.metrics.overlap import confusion_matrix, scores
 from mrseg.metrics.surface import mask_hausdorff, surface_distances
 from mrseg.segmenter import Segmenter, trained_on
+from mrseg.summaries import Row, compare, summarize
 
-Row = dict[str, Any]
-OVERLAP = ("precision", "recall", "dice", "jaccard")
+__all__ = ["PLANES", "Row", "compare", "evaluate", "score", "score_slices", "summarize"]
+
+#: Name of the metric in the rows -> name in `mrseg.metrics.scores`.
+_OVERLAP = {name: name for name in ("precision", "recall", "dice", "jaccard", "specificity", "accuracy")}
+_OVERLAP["avd_percent"] = "avd"
+
+#: Axis across the slices of a plane, in RAS+ order.
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+#: Tolerance of the surface Dice in the rows, in mm.
+_TOLERANCE_MM = 1.0
 
 
 def evaluate(
@@ -32,6 +42,7 @@ def evaluate(
     *,
     sequence: str | None = None,
     distances: bool = False,
+    plane: str | None = None,
     seen_too: bool = False,
     on_result: Callable[[Case, np.ndarray], None] | None = None,
     progress: bool = False,
@@ -42,20 +53,27 @@ def evaluate(
         segmenter: the network with its preprocessing.
         cases: cases with labels, of subjects that the segmenter was not trained on.
         sequence: which images; None takes the segmenter's own sequence.
-        distances: add Hausdorff, HD95 and mean surface distance in mm.
+        distances: add Hausdorff, HD95, mean surface distances in mm and surface Dice.
+        plane: ``axial``, ``coronal`` or ``sagittal`` adds rows of every slice of that plane, with the keys
+            ``plane`` and ``slice``; papers that average over slices are compared with those.
         seen_too: score subjects that the segmenter has trained on as well, instead of refusing them.
         on_result: called with each case and its predicted labels (x, y, z) uint8, to keep or draw them.
         progress: show a bar.
 
     Returns:
-        Rows of every subject, class and metric; see `score` for the metrics.
+        Rows of every subject, class and metric; see `score` for the metrics. Besides, ``volume_true_ml`` and
+        ``volume_predicted_ml``.
 
     Raises:
-        InputError: no case, or a case without the image or labels; scan and labels on different grids.
+        InputError: no case, two cases of one subject, a case without the image or labels, scan and labels on
+            different grids, an unknown plane.
     """
     sequence = sequence or segmenter.sequence
     if not cases:
         raise error("Evaluation needs at least one case.", "none", "Check the split names in the manifest.")
+    if plane is not None:
+        choice("plane", plane, PLANES)
+    _check_one_case_each(cases)
     seen = [] if seen_too else trained_on(segmenter, cases)
     if seen:
         raise error(
@@ -75,9 +93,8 @@ def evaluate(
         labels = read_labels(case.labels[sequence], len(segmenter.class_names))
         check_same_grid(str(case.images[sequence]), scan, str(case.labels[sequence]), labels)
         predicted = np.asarray(segmenter(scan).dataobj)
-        spacing_mm = voxel_sizes(scan[1]) if distances else None
-        for row in score(labels[0], predicted, segmenter.class_names, spacing_mm=spacing_mm):
-            rows.append({"subject": case.subject, "sequence": sequence, **row})
+        found = _score_case(labels[0], predicted, scan[1], segmenter.class_names, distances, plane)
+        rows += [{"subject": case.subject, "sequence": sequence, **row} for row in found]
         if on_result:
             on_result(case, predicted)
     return rows
@@ -100,17 +117,22 @@ def score(
             the mask-to-mask Hausdorff distance in voxels that islam2025 reports.
 
     Returns:
-        Per class voxels_true, voxels_predicted, voxels_both, precision, recall, dice, jaccard; NaN where
-        undefined (see mrseg.metrics.overlap for empty masks).
+        Per class the counts voxels_true, voxels_predicted, voxels_both, voxels_all (judged voxels of the
+        scan) and voxels_as_<class> (true voxels by predicted class), then precision, recall, dice, jaccard,
+        specificity, accuracy and avd_percent (absolute volume difference); NaN where undefined (see
+        mrseg.metrics.overlap for empty masks). The distances are hausdorff_mm, hd95_mm, assd_mm,
+        mean_true_to_pred_mm, mean_pred_to_true_mm, surface_dice_1mm and mask_hausdorff_voxels.
     """
     confusion = confusion_matrix(labels_true, labels_pred, len(class_names))
     values = {
         "voxels_true": confusion.sum(1),
         "voxels_predicted": confusion.sum(0),
         "voxels_both": confusion.diagonal(),
+        "voxels_all": np.full(len(class_names), confusion.sum()),
+        **{f"voxels_as_{name}": confusion[:, c] for c, name in enumerate(class_names)},
     }
     overlap = scores(confusion)
-    values.update({metric: overlap[metric] for metric in OVERLAP})
+    values.update({metric: overlap[name] for metric, name in _OVERLAP.items()})
     rows = [
         {"class": name, "metric": metric, "value": float(per_class[c])}
         for c, name in enumerate(class_names)
@@ -120,67 +142,71 @@ def score(
         ignored = labels_true == IGNORE_LABEL
         for c, name in enumerate(class_names[1:], start=1):
             true, pred = labels_true == c, labels_pred == c
-            distances = surface_distances(true, pred, spacing_mm, mask_ignored=ignored).scores()
-            named = {f"{metric}_mm": value for metric, value in distances.items()}
+            mask_ignored = ignored if ignored.any() else None
+            distances = surface_distances(true, pred, spacing_mm, mask_ignored=mask_ignored)
+            named = {f"{metric}_mm": value for metric, value in distances.scores().items()}
+            named[f"surface_dice_{_TOLERANCE_MM:g}mm"] = distances.surface_dice(_TOLERANCE_MM)
             named["mask_hausdorff_voxels"] = mask_hausdorff(true, pred & ~ignored)
             rows += [{"class": name, "metric": metric, "value": value} for metric, value in named.items()]
     return rows
 
 
-def summarize(rows: Sequence[Row]) -> list[Row]:
-    """Figures over all subjects: pooled over voxels, and the mean over subjects.
+def score_slices(
+    labels_true: np.ndarray, labels_pred: np.ndarray, class_names: Sequence[str], *, axis: int = 2
+) -> list[Row]:
+    """Rows (slice, class, metric, value) of every slice of one subject.
+
+    Args:
+        labels_true: (x, y, z) integers; voxels of the ignore label 255 are not counted.
+        labels_pred: the same shape.
+        class_names: name of every label value from 0.
+        axis: across the slices.
 
     Returns:
-        Rows with ``class``, ``metric``, ``pooled`` (from summed voxel counts; overlap metrics only),
-        ``pooled_halfwidth`` (1.96 sqrt(p(1-p)/n), n = reference voxels of the class, as mecheter2023 prints
-        it: too narrow, since voxels are not independent), ``mean``, ``low``, ``high`` (95 % bootstrap over
-            subjects) and
-        ``subjects``, the number of subjects with a defined value.
+        Overlap as in `score` but the volume difference, with ``slice`` counted from 0. A class that a slice
+        holds neither in truth nor in prediction is NaN there.
     """
-    summary: list[Row] = []
-    classes = list(dict.fromkeys(row["class"] for row in rows))
-    metrics = [m for m in dict.fromkeys(row["metric"] for row in rows) if not m.startswith("voxels_")]
-    for name in classes:
-        counts = {m: _sum(rows, name, m) for m in ("voxels_true", "voxels_predicted", "voxels_both")}
-        pooled = _pooled(**counts)
-        for metric in metrics:
-            values = np.array([r["value"] for r in rows if r["class"] == name and r["metric"] == metric])
-            if not len(values):
-                continue
-            values = values[~np.isnan(values)]
-            low, high = bootstrap_ci(values) if len(values) > 1 else (np.nan, np.nan)
-            whole = pooled.get(metric, np.nan)
-            summary.append(
-                {
-                    "class": name,
-                    "metric": metric,
-                    "pooled": whole,
-                    "pooled_halfwidth": _wald(whole, counts["voxels_true"]),
-                    "mean": float(values.mean()) if len(values) else np.nan,
-                    "low": float(low),
-                    "high": float(high),
-                    "subjects": len(values),
-                }
-            )
-    return summary
+    rows = []
+    slices = zip(*(np.moveaxis(labels, axis, 0) for labels in (labels_true, labels_pred)), strict=True)
+    for number, (true, pred) in enumerate(slices):
+        overlap = scores(confusion_matrix(true, pred, len(class_names)))
+        rows += [
+            {"slice": number, "class": class_, "metric": metric, "value": float(overlap[name][c])}
+            for c, class_ in enumerate(class_names)
+            for metric, name in _OVERLAP.items()
+            if name != "avd"
+        ]
+    return rows
 
 
-def _sum(rows: Sequence[Row], name: str, metric: str) -> float:
-    return float(sum(r["value"] for r in rows if r["class"] == name and r["metric"] == metric))
+def _check_one_case_each(cases: Sequence[Case]) -> None:
+    twice = [subject for subject, count in Counter(case.subject for case in cases).items() if count > 1]
+    if twice:
+        raise error(
+            "An evaluation has one case per subject.",
+            f"several of {', '.join(twice[:5])}",
+            "Score each session by itself: two scans of one subject are not two subjects.",
+        )
 
 
-def _pooled(voxels_true: float, voxels_predicted: float, voxels_both: float) -> dict[str, float]:
-    def ratio(over: float, under: float) -> float:
-        return over / under if under else np.nan
-
-    either = voxels_true + voxels_predicted - voxels_both
-    return {
-        "precision": ratio(voxels_both, voxels_predicted),
-        "recall": ratio(voxels_both, voxels_true),
-        "dice": ratio(2 * voxels_both, voxels_true + voxels_predicted),
-        "jaccard": ratio(voxels_both, either),
-    }
-
-
-def _wald(value: float, count: float) -> float:
-    return float(wald_ci(value, int(count))) if count and np.isfinite(value) else np.nan
+def _score_case(
+    true: np.ndarray,
+    predicted: np.ndarray,
+    affine: np.ndarray,
+    class_names: Sequence[str],
+    distances: bool,
+    plane: str | None,
+) -> list[Row]:
+    rows = score(true, predicted, class_names, spacing_mm=voxel_sizes(affine) if distances else None)
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000.0
+    for which in ("true", "predicted"):
+        rows += [
+            {**row, "metric": f"volume_{which}_ml", "value": row["value"] * voxel_ml}
+            for row in rows
+            if row["metric"] == f"voxels_{which}"
+        ]
+    if plane is not None:
+        upright_true, upright_pred = (to_canonical((labels, affine))[0] for labels in (true, predicted))
+        of_slices = score_slices(upright_true, upright_pred, class_names, axis=PLANES[plane])
+        rows += [{"plane": plane, **row} for row in of_slices]
+    return rows

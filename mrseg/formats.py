@@ -103,6 +103,22 @@ def to_latex(made: Table) -> str:
     return "\n".join([*lines, r"\end{table}", ""])
 
 
+def write_tables(tables: Mapping[str, Table], folder: str | Path) -> Path:
+    """Writes every table twice into a folder: ``<name>.tex`` as shown, ``<name>.csv`` with full precision.
+
+    Raises:
+        InputError: a table has no rows.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    for name, made in tables.items():
+        keys = [column.key for column in made.columns]
+        write_csv([{key: row.get(key) for key in keys} for row in made.ordered_rows], folder / f"{name}.csv")
+        with atomic_file(folder / f"{name}.tex") as temporary:
+            temporary.write_text(to_latex(made), encoding="utf-8")
+    return folder
+
+
 def write_csv(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
     """Writes rows as CSV (UTF-8, header line), whole or not at all.
 

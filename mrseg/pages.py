@@ -1,4 +1,4 @@
-"""What the HTML page of an evaluation says: table, dots, learning curves, best, median and worst case."""
+"""What the HTML page of an evaluation says: tables, dots, agreement, learning curves, best and worst case."""
 
 from __future__ import annotations
 
@@ -13,46 +13,37 @@ from mrseg._files import writable_folder
 from mrseg.data.cases import Case
 from mrseg.data.geometry import to_canonical, voxel_sizes
 from mrseg.data.io import read_labels, read_volume
-from mrseg.evaluation import Row, evaluate, summarize
-from mrseg.formats import to_text, write_csv
+from mrseg.evaluation import Row, evaluate
+from mrseg.formats import to_text, write_csv, write_tables
 from mrseg.pictures import View, comparison, to_png
-from mrseg.plots import learning_curves, to_svg
-from mrseg.report import Picture, Section, write_report
-from mrseg.segmenter import Segmenter, subject_digest
-from mrseg.tables import Column, Estimate, Table, table
-
-INTERVALS = (
-    "pooled: all voxels of all subjects together, +- the 95 % Wald half-width 1.96 sqrt(p(1-p)/n) as "
-    "mecheter2023 prints it, which takes voxels for independent and is too narrow. mean: over subjects, "
-    "with the 95 % bootstrap over subjects."
+from mrseg.plots import bland_altman, dot_plot, learning_curves, to_svg
+from mrseg.report import Details, Picture, Section, write_report
+from mrseg.score_tables import (
+    PRINTED,
+    comparison_table,
+    confusion_table,
+    layout_table,
+    subject_table,
+    summary_table,
+    volume_table,
 )
+from mrseg.segmenter import Segmenter, subject_digest
+from mrseg.summaries import (
+    SUBJECTS,
+    check_same_subjects,
+    compare,
+    read_rows,
+    summarize,
+    volumes,
+    whole_rows,
+)
+from mrseg.tables import Table
 
+#: Metrics that are tested between two methods, where both have them.
+_COMPARED = ("dice", "hd95_mm", "assd_mm")
 
-def summary_table(rows: Sequence[Row], *, caption: str) -> Table:
-    """One line a class and metric: pooled with half-width, mean over subjects with interval."""
-    lines = [
-        {
-            "class": row["class"],
-            "metric": row["metric"],
-            "pooled": Estimate(row["pooled"], half_width=_or_none(row["pooled_halfwidth"])),
-            "mean": Estimate(row["mean"], low=_or_none(row["low"]), high=_or_none(row["high"])),
-            "subjects": row["subjects"],
-        }
-        for row in summarize(rows)
-    ]
-    return table(
-        lines,
-        [
-            Column("class"),
-            Column("metric"),
-            Column("pooled", decimals=4),
-            Column("mean", decimals=4),
-            "subjects",
-        ],
-        caption=caption,
-        missing="a distance is not pooled, or there are too few subjects",
-        note=INTERVALS,
-    )
+#: Metrics of the table on the terminal; the page shows all.
+_IN_SHORT = (*PRINTED, "hd95_mm", "assd_mm")
 
 
 def case_picture(
@@ -81,26 +72,38 @@ def write_evaluation(
     *,
     sequence: str | None = None,
     distances: bool = False,
+    plane: str = "axial",
+    other: str | Path | None = None,
     seen_too: bool = False,
     log: Path | None = None,
     notice: str = "",
     provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[list[Row], str]:
-    """Evaluates, and writes ``scores.csv`` and ``report.html`` into ``output``.
+    """Evaluates, and writes the scores, every table and the page into a folder.
+
+    Written are ``scores.csv`` (rows of whole subjects), ``slices.csv`` (rows of every slice),
+    ``report.html``, and ``tables/`` with every table of the page as LaTeX and CSV.
 
     Args:
-        segmenter, cases, sequence, distances, seen_too, progress: as `mrseg.evaluate` takes them.
+        segmenter, cases, sequence, distances, plane, seen_too, progress: as `mrseg.evaluate` takes them.
         output: folder.
+        other: ``scores.csv`` of another method on the same subjects, to be compared with.
         log: CSV log of the training, for its curves.
         notice: what a reader must know before the figures.
         provenance: shown folded at the end.
 
     Returns:
         The rows, and the summary table as text.
+
+    Raises:
+        InputError: as `mrseg.evaluate`; ``other`` is no table of scores, or of other subjects.
     """
     output = writable_folder(output)
     sequence = sequence or segmenter.sequence
+    rows_other = None if other is None else read_rows(other)
+    if rows_other is not None:  # before minutes of prediction
+        check_same_subjects([case.subject for case in cases], [row["subject"] for row in rows_other])
     with tempfile.TemporaryDirectory() as spool:
         predictions = _Spool(Path(spool))
         rows = evaluate(
@@ -108,27 +111,89 @@ def write_evaluation(
             cases,
             sequence=sequence,
             distances=distances,
+            plane=plane,
             seen_too=seen_too,
             on_result=predictions.add,
             progress=progress,
         )
-        pictures = _ranked_pictures(rows, cases, sequence, predictions, segmenter.class_names)
-    write_csv(rows, output / "scores.csv")
-    made = summary_table(rows, caption=f"{len(cases)} subjects, {sequence}")
-    sections = [Section("Scores", (made, _per_subject(rows)))]
+        pictures = _ranked_pictures(whole_rows(rows), cases, sequence, predictions, segmenter.class_names)
+    write_csv(whole_rows(rows), output / "scores.csv")
+    write_csv([row for row in rows if row.get("plane")], output / "slices.csv")
+    summary = summarize(rows)
+    what = f"{len(cases)} subject{'s' if len(cases) > 1 else ''}, {sequence}"
+    made = {
+        "layout": layout_table(summary, caption=f"{what}, in the layout of the papers."),
+        "metrics": summary_table(summary, caption=f"{what}, every metric."),
+        "subjects": subject_table(rows),
+        "confusion": confusion_table(rows),
+        "volumes": volume_table(rows),
+    }
+    means = [{"sequence": sequence, **row} for row in summary if row["pooling"] == SUBJECTS]
+    dots = dot_plot(whole_rows(rows), by="sequence", summary=means, title="Dice of every subject")
+    sections = [
+        Section(
+            "Scores",
+            (
+                made["layout"],
+                Picture("Every dot is a subject.", to_svg(dots)),
+                made["subjects"],
+                Details("Every metric", (made["metrics"],)),
+            ),
+        ),
+        Section("Confusion", (made["confusion"],)),
+        Section(
+            "Volumes",
+            (
+                made["volumes"],
+                Picture(
+                    "Predicted minus true volume over their mean (Bland and Altman), a dot per subject.",
+                    to_svg(bland_altman(volumes(rows), title="Agreement of volumes")),
+                ),
+            ),
+        ),
+    ]
+    if other is not None and rows_other is not None:
+        names = _method_names(output, Path(other))
+        made["comparison"], both = _comparison(whole_rows(rows), rows_other, names)
+        sections.insert(1, Section("Comparison", (made["comparison"], both)))
     if log is not None and log.exists():
         curves = learning_curves({"training": log}, metric="loss", title="Learning curve")
         sections.append(Section("Training", (Picture("Loss by epoch.", to_svg(curves)),)))
     sections.append(Section("Cases", tuple(pictures)))
+    write_tables(made, output / "tables")
     write_report(
         output / "report.html",
         title=f"{sequence}: {', '.join(segmenter.class_names)}",
-        summary=(_verdict(rows, cases),),
+        summary=(_verdict(whole_rows(rows), cases),),
         sections=sections,
         notice=notice,
         provenance=provenance or segmenter.provenance,
     )
-    return rows, to_text(made)
+    short = [row for row in summary if row["metric"] in _IN_SHORT]
+    shown = [summary_table(short, caption=f"{what}."), *(made[name] for name in made if name == "comparison")]
+    return rows, "\n\n".join(map(to_text, shown))
+
+
+def _comparison(
+    rows: Sequence[Row], rows_other: Sequence[Row], names: tuple[str, str]
+) -> tuple[Table, Picture]:
+    """The paired tests, and the subjects of both methods."""
+    shared = {row["metric"] for row in rows} & {row["metric"] for row in rows_other}
+    metrics = [metric for metric in _COMPARED if metric in shared] or ["dice"]
+    tested = comparison_table(compare(rows, rows_other, metrics=metrics), names=names)
+    both = [
+        {**row, "method": name}
+        for name, of_one in zip(names, (rows, rows_other), strict=True)
+        for row in of_one
+    ]
+    dots = dot_plot(both, by="method", title="Dice of every subject")
+    return tested, Picture("Every dot is a subject.", to_svg(dots))
+
+
+def _method_names(output: Path, other: Path) -> tuple[str, str]:
+    """Names of two evaluations: their folders', told apart where they are the same."""
+    this, that = output.resolve().name, other.resolve().parent.name
+    return (this, that) if this != that else (f"{this} (this)", f"{that} (other)")
 
 
 def mean_dice(rows: Sequence[Row], subject: str | None = None) -> float:
@@ -148,22 +213,6 @@ def _verdict(rows: Sequence[Row], cases: Sequence[Case]) -> str:
     return (
         f"Mean Dice {mean_dice(rows):.3f} over the classes but the first, and over {subjects} subjects "
         f"of the split {' and '.join(splits) or 'without name'}."
-    )
-
-
-def _per_subject(rows: Sequence[Row]) -> Table:
-    lines: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if not row["metric"].startswith("voxels_") and row["metric"] not in (
-            "precision",
-            "recall",
-            "jaccard",
-        ):
-            lines.setdefault(row["subject"], {"subject": row["subject"]})[
-                f"{row['class']} {row['metric']}"
-            ] = row["value"]
-    return table(
-        lines.values(), caption="Every subject.", missing="the structure is absent in truth and prediction"
     )
 
 
@@ -190,19 +239,17 @@ def _ranked_pictures(
     predictions: _Spool,
     class_names: Sequence[str],
 ) -> list[Picture]:
-    """Best, median and worst case by mean Dice, none of them twice."""
-    ranked = sorted(cases, key=lambda case: mean_dice(rows, case.subject), reverse=True)
+    """Best, median and worst case by mean Dice, none of them twice; cases without a Dice are not ranked."""
+    dice = {case.subject: mean_dice(rows, case.subject) for case in cases}
+    scored = [case for case in cases if not np.isnan(dice[case.subject])] or list(cases)
+    ranked = sorted(scored, key=lambda case: dice[case.subject], reverse=True)
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     pictures, shown = [], set()
     for rank, case in chosen.items():
         if case.subject in shown:
             continue
         shown.add(case.subject)
-        title = f"{case.subject} ({rank}): mean Dice {mean_dice(rows, case.subject):.3f}"
+        title = f"{case.subject} ({rank}): mean Dice {dice[case.subject]:.3f}"
         picture = case_picture(case, sequence, predictions.labels(case), class_names, title)
         pictures.append(Picture(title, picture))
     return pictures
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else value

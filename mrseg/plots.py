@@ -204,6 +204,62 @@ def signal_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], *, title: s
     return figure
 
 
+def bland_altman(volumes_ml: Mapping[str, tuple[np.ndarray, np.ndarray]], *, title: str = "") -> Figure:
+    """Draws one panel per class: predicted minus true volume over their mean, a dot per subject, in ml.
+
+    The line is the bias, the broken lines are the limits of agreement (bias -+ 1.96 standard deviations over
+    subjects); one subject has no limits.
+
+    Args:
+        volumes_ml: class to (true, predicted) volume of every subject, as `mrseg.summaries.volumes` gives.
+        title: a line above the panels.
+
+    Raises:
+        InputError: no class, or a class without a subject.
+
+    Reference:
+        Bland and Altman, "Statistical methods for assessing agreement between two methods of clinical
+        measurement", Lancet 1986.
+    """
+    if not volumes_ml or not all(len(true) for true, _ in volumes_ml.values()):
+        raise error(
+            "A Bland-Altman plot needs volumes of at least one subject.", f"{len(volumes_ml)} classes"
+        )
+    across = min(len(volumes_ml), 4)
+    down = -(-len(volumes_ml) // across)
+    height = 0.8 + 2.7 * down
+    figure = _figure(height)
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat[len(volumes_ml) :]:
+        axes.set_visible(False)
+    for axes, (name, (true, predicted)) in zip(grid.flat, volumes_ml.items(), strict=False):
+        _plain(axes, name)
+        middle, difference = (true + predicted) / 2, predicted - true
+        bias = float(difference.mean())
+        reach = 1.96 * float(difference.std(ddof=1)) if difference.size > 1 else math.nan
+        axes.axhline(0, color=_FAINT, linewidth=0.8, zorder=1)
+        axes.axhline(bias, color=_INK, linewidth=1.6, zorder=2)
+        for limit in (bias - reach, bias + reach):
+            if math.isfinite(limit):
+                axes.axhline(limit, color=_VALIDATION, linewidth=1.3, dashes=(5, 3), zorder=2)
+        axes.plot(middle, difference, "o", color=OKABE_ITO["sky"], markersize=6, markeredgewidth=0, zorder=3)
+        axes.set_xlabel("mean of both [ml]", color=_INK, fontsize=9.5, labelpad=2)
+        axes.margins(x=0.15, y=0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    for axes in grid[:, 0]:
+        axes.set_ylabel("predicted - true [ml]", color=_INK, fontsize=10)
+    key = [
+        (OKABE_ITO["sky"], "o", "subject"),
+        (_INK, "-", "bias"),
+        (_VALIDATION, "--", "limits of agreement"),
+    ]
+    _headline(figure, title, key)
+    figure.subplots_adjust(left=0.075, right=0.99, top=1 - 0.8 / height, bottom=0.52 / height)
+    figure.subplots_adjust(hspace=0.6, wspace=0.28)
+    return figure
+
+
 def to_svg(figure: Figure) -> bytes:
     """The figure as SVG with a transparent ground, its ink following the reader's light or dark theme.
 

@@ -210,10 +210,19 @@ def by_class(
 
 
 def metric_title(metric: str) -> str:
-    """How a metric is written: names of people and abbreviations with capitals."""
-    return {"dice": "Dice", "jaccard": "Jaccard", "hd95": "HD95", "assd": "ASSD", "avd": "AVD"}.get(
-        metric, metric
-    )
+    """How a metric is written: names of people and abbreviations with capitals, the unit in brackets."""
+    return _TITLES.get(metric, metric)
+
+
+_TITLES = {
+    "dice": "Dice", "jaccard": "Jaccard", "hd95": "HD95", "assd": "ASSD", "avd": "AVD",
+    "avd_percent": "AVD [%]", "hausdorff_mm": "Hausdorff [mm]", "hd95_mm": "HD95 [mm]",
+    "assd_mm": "ASSD [mm]",
+    "mean_true_to_pred_mm": "mean distance, truth to prediction [mm]",
+    "mean_pred_to_true_mm": "mean distance, prediction to truth [mm]",
+    "surface_dice_1mm": "surface Dice at 1 mm",
+    "mask_hausdorff_voxels": "mask Hausdorff [voxels]",
+}  # fmt: skip
 
 
 def best_rows(made: Table, column: Column) -> frozenset[int]:

@@ -112,8 +112,17 @@ def test_evaluate_writes_scores_and_a_page(house, tmp_path, capsys):
             "--sequence", "T2w", "--distances") == 0
     )  # fmt: skip
     assert "hd95" in (tmp_path / "scores.csv").read_text()
-    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "report.html").exists() and (tmp_path / "tables" / "layout.tex").exists()
     assert "bone" in capsys.readouterr().out
+
+
+def test_evaluate_compares_with_the_scores_of_another_run(house, tmp_path, capsys):
+    common = ("evaluate", "--segmenter", house / "t1/segmenter", "--data", house / "data")
+    assert run(*common, "--output", tmp_path / "a", "--plane", "coronal") == 0
+    assert run(*common, "--output", tmp_path / "b", "--compare", tmp_path / "a" / "scores.csv") == 0
+    assert "b against a, paired by subject" in capsys.readouterr().out
+    message = refused(capsys, *common, "--output", tmp_path / "c", "--compare", house / "data" / "cohort.tsv")
+    assert "subject, class, metric, value" in message
 
 
 def test_recipes_lists_every_page_and_prints_one(capsys):

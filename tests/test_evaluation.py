@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
 from mrseg._checks import InputError
 from mrseg.data.cases import Case
 from mrseg.data.io import write_labels, write_volume
-from mrseg.evaluation import evaluate, score, summarize
+from mrseg.evaluation import evaluate, score, score_slices
 from mrseg.segmenter import subject_digest
 
 NAMES = ("background", "bright")
@@ -29,6 +27,12 @@ def test_overlap_of_a_row_of_voxels_by_hand():
     assert value(rows, "bright", "precision") == pytest.approx(2 / 3)
     assert value(rows, "bright", "dice") == pytest.approx(2 / 3)
     assert value(rows, "bright", "jaccard") == pytest.approx(1 / 2)
+    # One of two outside is found outside, three of five voxels are right, and the volumes are equal.
+    assert value(rows, "bright", "specificity") == 1 / 2
+    assert value(rows, "bright", "accuracy") == 3 / 5
+    assert value(rows, "bright", "avd_percent") == 0
+    assert value(rows, "bright", "voxels_all") == 5
+    assert value(rows, "bright", "voxels_as_background") == value(rows, "background", "voxels_as_bright") == 1
 
 
 def test_ignored_voxels_count_nowhere():
@@ -46,37 +50,21 @@ def test_distances_are_in_mm_along_each_axis():
     rows = score(true, pred, NAMES, spacing_mm=(1.0, 1.0, 3.0))
     assert value(rows, "bright", "hausdorff_mm") == pytest.approx(6.0)
     assert value(rows, "bright", "mask_hausdorff_voxels") == pytest.approx(2.0)
+    assert value(rows, "bright", "mean_true_to_pred_mm") == value(rows, "bright", "assd_mm") == 6.0
+    assert value(rows, "bright", "surface_dice_1mm") == 0.0
     assert not any(r["class"] == "background" and r["metric"].endswith("_mm") for r in rows)
 
 
-def rows_of(counts):
-    """counts: subject -> (true, predicted, both)."""
-    rows = []
-    for subject, (true, predicted, both) in counts.items():
-        for metric, number in (
-            ("voxels_true", true),
-            ("voxels_predicted", predicted),
-            ("voxels_both", both),
-            ("dice", 2 * both / (true + predicted)),
-        ):
-            rows.append({"subject": subject, "class": "bright", "metric": metric, "value": float(number)})
-    return rows
-
-
-def test_pooled_and_mean_over_subjects_are_told_apart():
-    """Subject a: dice 2*90/200 = 0.9 of 100 voxels; b: 2*1/20 = 0.1 of 10. Pooled 2*91/220."""
-    (dice,) = summarize(rows_of({"a": (100, 100, 90), "b": (10, 10, 1)}))
-    assert dice["mean"] == pytest.approx(0.5)
-    assert dice["pooled"] == pytest.approx(2 * 91 / 220)
-    p = dice["pooled"]
-    assert dice["pooled_halfwidth"] == pytest.approx(1.96 * math.sqrt(p * (1 - p) / 110), rel=1e-3)
-    assert dice["low"] <= 0.5 <= dice["high"]
-    assert dice["subjects"] == 2
-
-
-def test_one_subject_has_no_interval_over_subjects():
-    (dice,) = summarize(rows_of({"a": (100, 100, 90)}))
-    assert math.isnan(dice["low"]) and dice["mean"] == pytest.approx(0.9)
+def test_every_slice_is_scored_by_itself_along_the_axis():
+    true, pred = (np.zeros((3, 2, 2), np.uint8) for _ in range(2))
+    true[0], pred[0, 0] = 1, 1  # two of four: Dice 2 * 2 / 6
+    true[1, 0, 0] = 1  # missed: 0
+    rows = score_slices(true, pred, NAMES, axis=0)
+    assert [r["slice"] for r in rows if r["class"] == "bright" and r["metric"] == "dice"] == [0, 1, 2]
+    found = [value(rows, "bright", "dice", slice=number) for number in range(3)]
+    assert found[:2] == [pytest.approx(2 / 3), 0.0] and np.isnan(found[2])
+    assert value(rows, "background", "dice", slice=2) == 1.0
+    assert len(score_slices(true, pred, NAMES, axis=2)) == 2 * 2 * 6  # slices, classes, metrics
 
 
 def bright_case(folder, subject, split="test"):
@@ -127,6 +115,28 @@ def test_a_case_without_labels_is_told_before_the_first_prediction(tmp_path):
     with pytest.raises(InputError, match="s2 needs a T2w image"):
         evaluate(Fixed(), [good, bad], on_result=lambda case, labels: predicted.append(case))
     assert predicted == []
+
+
+def test_slices_run_along_the_body_axis_whatever_the_orientation_of_the_file(tmp_path):
+    """The third axis of this file runs to the left: axial slices lie along the second, 6 of them."""
+    affine = np.array([[0, 0, -1, 0], [1, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1]], float)
+    image = np.random.default_rng(1).random((4, 6, 8)).astype(np.float32)
+    write_volume(tmp_path / "a.nii.gz", image, affine)
+    write_labels(tmp_path / "l.nii.gz", (image > 0.5).astype(np.uint8), affine, NAMES, {})
+    case = Case("a", {"T2w": tmp_path / "a.nii.gz"}, None, {"T2w": tmp_path / "l.nii.gz"}, "test")
+    for plane, slices in (("axial", 6), ("coronal", 4), ("sagittal", 8)):
+        rows = evaluate(Fixed(), [case], plane=plane)
+        assert {row["slice"] for row in rows if row.get("plane") == plane} == set(range(slices))
+    # A voxel is 1 x 1 x 2 mm.
+    assert value(rows, "bright", "volume_true_ml") == pytest.approx((image > 0.5).sum() * 0.002)
+    with pytest.raises(InputError, match="plane is one of sagittal, coronal, axial"):
+        evaluate(Fixed(), [case], plane="oblique")
+
+
+def test_two_sessions_of_a_subject_are_not_merged_into_one(tmp_path):
+    case = bright_case(tmp_path, "s1")
+    with pytest.raises(InputError, match="one case per subject. Received: several of s1"):
+        evaluate(Fixed(), [case, case])
 
 
 def test_no_case_is_an_error():

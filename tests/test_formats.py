@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mrseg._checks import InputError
-from mrseg.formats import to_latex, to_text, write_csv
+from mrseg.formats import to_latex, to_text, write_csv, write_tables
 from mrseg.tables import DASH, Column, Estimate, Missing, table
 
 ROWS = [
@@ -109,3 +109,17 @@ def test_csv_without_rows_is_refused_and_nothing_is_left_behind(tmp_path):
     with pytest.raises(InputError, match="at least one row"):
         write_csv([], tmp_path / "a.csv")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_are_written_as_shown_and_with_full_precision(tmp_path):
+    folder = write_tables({"bone": MADE}, tmp_path / "new" / "tables")
+    assert (folder / "bone.tex").read_text(encoding="utf-8") == to_latex(MADE)
+    with open(folder / "bone.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == ["none", "open_7", "T1w on T1w"]  # set apart: last
+    assert rows[1] == {
+        "model": "open_7", "bone": "0.75", "bone_half_width": "0.02", "bone_low": "0.7", "bone_high": "0.8",
+        "n": "7",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="at least one row"):
+        write_tables({"none": table([], ["a"], caption="")}, folder)

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.text import Text
 
 from mrseg._checks import InputError
-from mrseg.plots import dot_plot, learning_curves, read_log, signal_curves, to_svg
+from mrseg.plots import bland_altman, dot_plot, learning_curves, read_log, signal_curves, to_svg
 
 LOG = {"epoch": [1, 2, 3, 4], "loss": [4.0, 3.0, 2.0, 1.0], "val_loss": [4.0, 2.0, math.nan, 3.0]}
 
@@ -160,3 +160,27 @@ def test_the_baseline_is_marked_at_its_times_alone():
 def test_signal_curves_without_rows_or_colours_are_refused(curves):
     with pytest.raises(InputError, match="one to 6 regions"):
         signal_curves(curves)
+
+
+def lines_at(axes):
+    """Heights of the horizontal lines across a panel."""
+    return sorted(float(line.get_ydata()[0]) for line in axes.lines if line.get_linestyle() != "None")
+
+
+def test_bias_and_limits_are_drawn_where_they_are():
+    """Differences 2, 4, 0 ml: bias 2, standard deviation 2."""
+    true = np.array([10.0, 20.0, 30.0])
+    figure = bland_altman({"bone": (true, true + [2.0, 4.0, 0.0]), "air": (true[:1], true[:1])})
+    bone, air = (axes for axes in figure.axes if axes.get_visible())
+    assert lines_at(bone) == pytest.approx([2 - 1.96 * 2, 0.0, 2.0, 2 + 1.96 * 2])
+    (dots,) = [line for line in bone.lines if line.get_linestyle() == "None"]
+    np.testing.assert_allclose(dots.get_xdata(), [11.0, 22.0, 30.0])
+    np.testing.assert_allclose(dots.get_ydata(), [2.0, 4.0, 0.0])
+    assert lines_at(air) == [0.0, 0.0]  # one subject has no limits
+
+
+def test_agreement_without_a_subject_is_refused():
+    with pytest.raises(InputError, match="at least one subject"):
+        bland_altman({})
+    with pytest.raises(InputError, match="at least one subject"):
+        bland_altman({"bone": (np.array([]), np.array([]))})

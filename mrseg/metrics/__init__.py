@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = attach(
         ],
         "surface": [
             "SurfaceDistances", "assd", "hausdorff", "hd95", "hd95_in_plane", "mask_hausdorff",
-            "surface_dice", "surface_distances",
+            "mean_pred_to_true", "mean_true_to_pred", "surface_dice", "surface_distances",
         ],
         "confidence": ["bootstrap_ci", "holm", "paired_test", "wald_ci"],
         "streaming": ["Accuracy", "Dice", "Jaccard", "Precision", "Recall", "Specificity", "for_classes"],

@@ -22,7 +22,7 @@ import numpy as np
 from mrseg import _checks
 
 #: Voxels counted at a time: the codes of one chunk stay in the processor's cache.
-_CHUNK = 2**20
+_CHUNK = 2**19
 
 
 def confusion_matrix(
@@ -58,6 +58,8 @@ def confusion_matrix(
     true, pred = _as_bytes("labels_true", labels_true), _as_bytes("labels_pred", labels_pred)
     _check_one_grid(true, pred)
     true, pred = _flat(true, pred)
+    if not true.size or max(true.max(), pred.max()) < num_classes:
+        return _pair_counts(true, pred, num_classes)
     # Labels beyond the table share one more class, which must turn out to be ignore_label alone.
     counts = _pair_counts(np.minimum(true, num_classes), np.minimum(pred, num_classes), num_classes + 1)
     if counts[num_classes].any() or counts[:, num_classes].any():
@@ -87,7 +89,7 @@ def scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
     tp = np.diagonal(counts)
     fn, fp = counts.sum(axis=1) - tp, counts.sum(axis=0) - tp
     tn = counts.sum() - tp - fn - fp
-    return _measures(tp, fp, fn, tn)
+    return scores_of_counts(tp, fp, fn, tn)
 
 
 def overall_accuracy(confusion: np.ndarray) -> float:
@@ -113,7 +115,7 @@ def mask_scores(mask_true: np.ndarray, mask_pred: np.ndarray) -> dict[str, float
     true, pred = as_masks(mask_true, mask_pred)
     tp = np.count_nonzero(true & pred)
     fn, fp = np.count_nonzero(true) - tp, np.count_nonzero(pred) - tp
-    measures = _measures(*np.array([tp, fp, fn, true.size - tp - fp - fn], np.float64))
+    measures = scores_of_counts(*np.array([tp, fp, fn, true.size - tp - fp - fn], np.float64))
     return {name: float(value) for name, value in measures.items()}
 
 
@@ -172,7 +174,15 @@ def avd(mask_true: np.ndarray, mask_pred: np.ndarray) -> float:
     return mask_scores(mask_true, mask_pred)["avd"]
 
 
-def _measures(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> dict[str, np.ndarray]:
+def scores_of_counts(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> dict[str, np.ndarray]:
+    """Reads every overlap measure from true and false positives and negatives (see ``scores``).
+
+    Args:
+        tp: float64 counts of any shape, all four of the same.
+        fp: false positives.
+        fn: false negatives.
+        tn: true negatives; NaN where unknown, then specificity and accuracy are NaN too.
+    """
     true, pred = tp + fn, tp + fp
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {
@@ -259,16 +269,30 @@ def _pair_counts(a: np.ndarray, b: np.ndarray, size: int) -> np.ndarray:
             codes = a[start : start + _CHUNK].astype(np.uint32) * size + b[start : start + _CHUNK]
             counts += np.bincount(codes, minlength=cells)
         return counts.reshape(size, size)
-    # Two neighbouring 8-bit codes are counted as one 16-bit number, which halves the work.
-    twos, ones = np.zeros(2**16, np.int64), np.zeros(256, np.int64)
+    # Codes of neighbouring voxels are counted together, as one number of 16 bits: two codes of 8 bits or, up
+    # to 4 classes, four of 4 bits. That halves and quarters the work.
+    joined = 4 if cells <= 16 else 2
+    groups, ones = np.zeros(2**16, np.int64), np.zeros(256, np.int64)
     for start in range(0, a.size, _CHUNK):
         codes = a[start : start + _CHUNK] * np.uint8(size)
         codes += b[start : start + _CHUNK]
-        even = codes.size - codes.size % 2
-        twos += np.bincount(codes[:even].view(np.uint16), minlength=2**16)
-        ones += np.bincount(codes[even:], minlength=256)
-    square = twos.reshape(256, 256)
-    return (square.sum(axis=0) + square.sum(axis=1) + ones)[:cells].reshape(size, size)
+        whole = codes.size - codes.size % joined
+        packed = codes[:whole].view(np.uint16)
+        if joined == 4:
+            packed |= packed >> 4  # the low byte now holds both codes
+            packed = packed.astype(np.uint8).view(np.uint16)
+        groups += np.bincount(packed, minlength=2**16)
+        ones += np.bincount(codes[whole:], minlength=256)
+    totals = _either_half(groups, 256)
+    if joined == 4:
+        totals = _either_half(totals, 16)
+    return (totals[:cells] + ones[:cells]).reshape(size, size)
+
+
+def _either_half(counts: np.ndarray, base: int) -> np.ndarray:
+    """How often each digit occurs in either place of the counted numbers ``base * digit + digit``."""
+    square = counts.reshape(base, base)
+    return square.sum(axis=0) + square.sum(axis=1)
 
 
 def _check_strays(

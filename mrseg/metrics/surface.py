@@ -5,13 +5,7 @@ has a face neighbour outside it (mask minus its erosion by the face-connected cr
 background; distances run from voxel centre to voxel centre. ``surface_distances`` measures once, everything
 else only reads.
 
-| tool | boundary | Hausdorff 95 | mean distance |
-|---|---|---|---|
-| this module | voxels, as above | larger directed percentile, linear | ``assd``, mean of both directed |
-| MONAI 1.5 | the same voxels | the same | ``pooled_mean``, or one direction; 0.x: as here |
-| DeepMind surface-distance | surface elements | larger, weighted by area | both directed, weighted by area |
-| SimpleITK Hausdorff | none: ``mask_hausdorff`` | not offered | average over the voxels |
-| MRBrainS | ``hd95_in_plane`` | larger, linear | not used |
+Other tools and the challenges define theirs otherwise; docs/metrics.md has the table.
 
 Empty masks follow the policy of ``mrseg.metrics.overlap``: both empty gives NaN, one empty an infinite
 distance (surface Dice 0). Summaries therefore show infinity, or the number of such cases beside a median,
@@ -25,13 +19,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import KDTree
+from scipy.spatial import cKDTree
 
 from mrseg import _checks
 from mrseg.metrics.overlap import as_masks
 
-#: Neighbours up to this many voxels away (along the finest axis) are looked up before a search tree is built.
-_REACH = 3
+#: Neighbours within a ball are looked up before a search tree is built: its radius is a little more than the
+#: coarsest voxel size, so that it holds the slices beside, but within these multiples of the finest.
+_REACH = (5, 10)
+
+#: Voxels worked on at a time where a volume is passed over several times: they stay in the processor's cache.
+_CHUNK = 2**17
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class SurfaceDistances:
     """Distances from each boundary voxel of one mask to the nearest boundary voxel of the other.
 
     Attributes:
-        true_to_pred: float64 ``(n_true,)`` in mm, in no order; infinite if only the prediction is empty.
-        pred_to_true: float64 ``(n_pred,)`` in mm, in no order; infinite if only the truth is empty.
+        true_to_pred: float64 ``(n_true,)`` in mm, ascending; infinite if only the prediction is empty.
+        pred_to_true: float64 ``(n_pred,)`` in mm, ascending; infinite if only the truth is empty.
     """
 
     true_to_pred: np.ndarray
@@ -132,13 +130,14 @@ def surface_distances(
     true, pred = as_masks(mask_true, mask_pred)
     spacing = _spacing(spacing_mm, true.ndim)
     if mask_ignored is None:
+        true, pred, spacing = _in_memory_order(true, pred, spacing)
         grid = _Grid.around(true, pred, spacing)
-        edges = [grid.crop(mask) & ~_eroded_by_cross(grid.crop(mask)) for mask in (true, pred)]
+        edges = [_boundary(mask, mask) for mask in map(grid.crop, (true, pred))]
     else:
         ignored = as_masks(mask_ignored, true)[0]
         true, pred = true & ~ignored, pred & ~ignored
         grid = _Grid.around(true, pred, spacing)
-        edges = [grid.crop(mask) & ~_eroded_by_cross(grid.crop(mask | ignored)) for mask in (true, pred)]
+        edges = [_boundary(grid.crop(mask), grid.crop(mask | ignored)) for mask in (true, pred)]
     return grid.distances(*edges)
 
 
@@ -170,6 +169,16 @@ def hd95(mask_true: np.ndarray, mask_pred: np.ndarray, spacing_mm: Sequence[floa
 def assd(mask_true: np.ndarray, mask_pred: np.ndarray, spacing_mm: Sequence[float]) -> float:
     """Returns the average symmetric surface distance in mm, the mean of both ways. See ``hausdorff``."""
     return surface_distances(mask_true, mask_pred, spacing_mm).assd
+
+
+def mean_true_to_pred(mask_true: np.ndarray, mask_pred: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """Returns the directed mean distance in mm from the true surface to the predicted. See ``hausdorff``."""
+    return surface_distances(mask_true, mask_pred, spacing_mm).mean_true_to_pred
+
+
+def mean_pred_to_true(mask_true: np.ndarray, mask_pred: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """Returns the directed mean distance in mm from the predicted surface to the true. See ``hausdorff``."""
+    return surface_distances(mask_true, mask_pred, spacing_mm).mean_pred_to_true
 
 
 def surface_dice(
@@ -207,9 +216,10 @@ def mask_hausdorff(
     """
     true, pred = as_masks(mask_true, mask_pred)
     spacing = _spacing([1.0] * true.ndim if spacing_mm is None else spacing_mm, true.ndim)
+    true, pred, spacing = _in_memory_order(true, pred, spacing)
     grid = _Grid.around(true, pred, spacing)
     true, pred = grid.crop(true), grid.crop(pred)
-    edge_true, edge_pred = true & ~_eroded_by_cross(true), pred & ~_eroded_by_cross(pred)
+    edge_true, edge_pred = _boundary(true, true), _boundary(pred, pred)
     if not (edge_true.any() and edge_pred.any()):
         return grid.distances(edge_true, edge_pred).hausdorff
     # A voxel outside a mask is nearest to a boundary voxel of it; a voxel inside is at distance 0.
@@ -250,7 +260,7 @@ def hd95_in_plane(
     for mask in (true, pred):
         inside = grid.crop(mask, outside=True)
         for axis in axes:  # a square is a line along one axis, then along the other
-            inside = _eroded_by_cross(inside, [axis])
+            inside &= ~_boundary(inside, inside, [axis])
         edges.append(grid.crop(mask) & ~inside)
     return grid.distances(*edges).hd95
 
@@ -266,18 +276,23 @@ class _Grid:
     @classmethod
     def around(cls, true: np.ndarray, pred: np.ndarray, spacing: np.ndarray) -> _Grid:
         """The joint bounding box and one voxel more, where the image goes on."""
-        margin = tuple(int(n) for n in np.maximum(np.floor(_REACH * spacing.min() / spacing + 1e-9), 1))
-        box = []
-        for axis in range(true.ndim):
-            others = tuple(other for other in range(true.ndim) if other != axis)
-            filled = np.flatnonzero(true.any(axis=others) | pred.any(axis=others))
-            first, last = (filled[0], filled[-1]) if filled.size else (0, 0)
-            box.append(slice(max(int(first) - 1, 0), int(last) + 2))
+        margin = tuple(int(n) for n in np.maximum(np.floor(_reach_mm(spacing) / spacing + 1e-9), 1))
+        filled, box = true | pred, []
+        for _ in range(true.ndim):
+            # Where along the first axis left there is something; then that axis is folded away.
+            where = np.flatnonzero(filled.reshape(len(filled), int(np.prod(filled.shape[1:]))).any(axis=1))
+            first, last = (int(where[0]), int(where[-1])) if where.size else (0, 0)
+            box.append(slice(max(first - 1, 0), last + 2))
+            filled = filled[first : last + 1].any(axis=0)
         return cls(tuple(box), margin, spacing)
 
     def crop(self, mask: np.ndarray, *, outside: bool = False) -> np.ndarray:
         """Cuts the box out of a mask; ``outside`` fills the margin."""
-        return np.pad(mask[self.box], [(n, n) for n in self.margin], constant_values=outside)
+        inside = mask[self.box]
+        shape = [n + 2 * m for n, m in zip(inside.shape, self.margin, strict=True)]
+        cropped = np.full(shape, outside)
+        cropped[tuple(slice(m, m + n) for n, m in zip(inside.shape, self.margin, strict=True))] = inside
+        return cropped
 
     def distances(self, edge_true: np.ndarray, edge_pred: np.ndarray) -> SurfaceDistances:
         """Measures between two cropped boundaries."""
@@ -289,50 +304,112 @@ class _Grid:
         return SurfaceDistances(*(np.full(size, np.inf) for size in sizes))
 
     def nearest(self, points: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Distances in mm from every voxel of ``points`` to the nearest of ``targets`` (not empty)."""
+        """Distances in mm from every voxel of ``points`` to the nearest of ``targets`` (not empty).
+
+        In ascending order, whichever voxel they belong to: close to a good segmentation's boundary most are
+        0 or a few voxels, so the neighbours are looked up before anything is searched for.
+        """
         flat = targets.ravel()
-        index = np.flatnonzero(points)
-        distances = np.empty(index.size)
-        left = np.arange(index.size)
+        index = np.flatnonzero(points & ~targets)
+        steps, counts = [0.0], [int(np.count_nonzero(points)) - index.size]
         for offset, distance in _neighbours(targets.shape, tuple(self.spacing.tolist())):
-            hit = flat[index + offset]
-            if hit.any():
-                distances[left[hit]] = distance
-                left, index = left[~hit], index[~hit]
-                if not left.size:
-                    return distances
-        tree = KDTree(np.argwhere(targets) * self.spacing, balanced_tree=False, compact_nodes=False)
-        far = np.stack(np.unravel_index(index, targets.shape), axis=1) * self.spacing
-        distances[left] = tree.query(far)[0]
-        return distances
+            if not index.size:
+                break
+            missed = ~flat[index + offset]
+            hits = index.size - int(np.count_nonzero(missed))
+            if hits:
+                steps.append(distance)
+                counts.append(hits)
+                index = index[missed]
+        near = np.repeat(steps, counts)
+        return np.concatenate([near, np.sort(self._search(index, targets))]) if index.size else near
+
+    def _search(self, index: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Distances in mm from the voxels of ``index`` to the nearest of ``targets``, by a search tree."""
+        points = self._positions(index, targets.shape)
+        # A target from every few voxels bounds each distance, and the bounds bound which targets matter.
+        coarse = (slice(None, None, 4),) * max(targets.ndim - 1, 1)
+        some = np.argwhere(targets[coarse])
+        if len(some):
+            some[:, : len(coarse)] *= 4
+            bounds = _tree(some * self.spacing).query(points)[0]
+            wanted = self._within(points, bounds, targets.shape)
+            targets = targets if wanted is None else targets & wanted
+        found = self._positions(np.flatnonzero(targets), targets.shape)
+        return _tree(found).query(points)[0]
+
+    def _within(self, points: np.ndarray, bounds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Marks a box around every point that holds its ball; None if marking is more work than it saves."""
+        first = np.maximum(np.floor((points - bounds[:, None]) / self.spacing), 0).astype(np.int64)
+        last = np.ceil((points + bounds[:, None]) / self.spacing).astype(np.int64) + 1
+        if np.prod(last - first, axis=1).sum() > 4 * np.prod(shape):
+            return None
+        marked = np.zeros(shape, bool)
+        for start, stop in zip(first.tolist(), last.tolist(), strict=True):
+            marked[tuple(map(slice, start, stop))] = True
+        return marked
+
+    def _positions(self, index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Places in mm of flat indices: ``(n, dimensions)``."""
+        small = index.astype(np.int32) if np.prod(shape) < 2**31 else index  # its divisions are quicker
+        return np.stack(np.unravel_index(small, shape), axis=1) * self.spacing
+
+
+def _tree(points: np.ndarray) -> cKDTree:
+    """A tree that is quick to build, for few queries."""
+    return cKDTree(points, leafsize=32, balanced_tree=False, compact_nodes=False)
+
+
+def _reach_mm(spacing: np.ndarray) -> float:
+    return float(np.clip(1.2 * spacing.max(), *(times * spacing.min() for times in _REACH)))
 
 
 @functools.lru_cache(maxsize=64)
 def _neighbours(shape: tuple[int, ...], spacing: tuple[float, ...]) -> list[tuple[int, float]]:
-    """Neighbours within ``_REACH`` of the finest spacing, nearest first: flat offset, distance in mm.
+    """Neighbours in a ball, nearest first: flat offset, distance in mm.
 
-    The whole ball is there, so the first one that is hit is the nearest.
+    The whole ball but its centre is there, so the first one that is hit is the nearest.
     """
-    reach = _REACH * min(spacing)
+    reach = _reach_mm(np.array(spacing))
     sides = [np.arange(-int(reach / s + 1e-9), int(reach / s + 1e-9) + 1) for s in spacing]
     steps = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, len(spacing))
     distances = np.sqrt(((steps * np.array(spacing)) ** 2).sum(axis=1))
-    near = distances <= reach * (1 + 1e-9)
+    near = (distances > 0) & (distances <= reach * (1 + 1e-9))
     strides = np.cumprod([1, *shape[:0:-1]])[::-1]
     order = np.argsort(distances[near], kind="stable")
     return list(zip((steps[near] @ strides)[order].tolist(), distances[near][order].tolist(), strict=True))
 
 
-def _eroded_by_cross(mask: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray:
-    """Erodes by the face neighbours along ``axes`` (all by default); the outermost voxels are not used."""
-    flat = np.ascontiguousarray(mask).ravel()
-    eroded = flat.copy()
+def _boundary(mask: np.ndarray, support: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray:
+    """Voxels of ``mask`` with a face neighbour along ``axes`` (all by default) outside ``support``.
+
+    The outermost voxels of the array are margin: their own neighbours are not looked for.
+    """
+    flat, around = mask.ravel(), support.ravel()
+    edge = np.empty(flat.size, bool)
     strides = np.cumprod([1, *mask.shape[:0:-1]])[::-1]
-    for axis in range(mask.ndim) if axes is None else axes:
-        step = int(strides[axis])
-        eroded[step:] &= flat[:-step]
-        eroded[:-step] &= flat[step:]
-    return eroded.reshape(mask.shape)
+    steps = [int(strides[axis]) for axis in (range(mask.ndim) if axes is None else axes)]
+    for start in range(0, flat.size, _CHUNK):
+        stop = min(start + _CHUNK, flat.size)
+        inside = around[start:stop].copy()
+        for step in steps:
+            low, high = max(step, start), min(stop, flat.size - step)
+            if low < stop:
+                inside[low - start :] &= around[low - step : stop - step]
+            if high > start:
+                inside[: high - start] &= around[start + step : high + step]
+        np.logical_not(inside, out=inside)
+        np.logical_and(flat[start:stop], inside, out=edge[start:stop])
+    return edge.reshape(mask.shape)
+
+
+def _in_memory_order(
+    true: np.ndarray, pred: np.ndarray, spacing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turns masks that lie in memory the other way round (as NIfTI files do), which changes no distance."""
+    if true.flags.f_contiguous and pred.flags.f_contiguous and not true.flags.c_contiguous:
+        return true.T, pred.T, spacing[::-1]
+    return true, pred, spacing
 
 
 def _spacing(spacing_mm: Sequence[float], ndim: int) -> np.ndarray:

@@ -33,6 +33,17 @@ def naive_confusion(true, pred, num_classes):
     return counts
 
 
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 5, 15, 16, 40])
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 1023, 2**20 + 3])
+def test_counting_several_voxels_at_once_loses_none(num_classes, size):
+    """Up to 4 classes four voxels are counted as one number, up to 16 two, beyond that one."""
+    rng = np.random.default_rng(size)
+    true, pred = rng.integers(0, num_classes, (2, size), np.uint8)
+    expected = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(expected, (true, pred), 1)
+    np.testing.assert_array_equal(overlap.confusion_matrix(true, pred, num_classes), expected)
+
+
 def mask_pair(tp, fp, fn, tn):
     true = np.repeat([True, False, True, False], [tp, fp, fn, tn])
     pred = np.repeat([True, True, False, False], [tp, fp, fn, tn])

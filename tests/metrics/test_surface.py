@@ -94,6 +94,8 @@ def test_the_directed_means_tell_what_was_missed_from_what_was_invented():
     measured = surface.surface_distances(true, pred, (1.0, 1.0))
     assert measured.mean_true_to_pred == 0.0
     assert measured.mean_pred_to_true == 1.5
+    assert surface.mean_true_to_pred(true, pred, (1.0, 1.0)) == 0.0
+    assert surface.mean_pred_to_true(true, pred, (1.0, 1.0)) == 1.5
     assert measured.assd == 0.75  # mean of the two means
     assert measured.pooled_mean == 1.0  # (0 + 0 + 3) / 3
 
@@ -151,6 +153,29 @@ def test_far_structures_are_measured_exactly_too(spacing):
     check_against_naive(true, pred, spacing)
 
 
+@pytest.mark.parametrize(
+    ("shape", "spread"), [((3, 420, 400), 0.002), ((40, 2, 3), 0.2), ((5,), 0.2), ((30, 40), 0.05)]
+)
+def test_grids_larger_than_one_chunk_and_of_other_dimensions_are_measured_exactly(shape, spread):
+    """Planes of 168,000 voxels are larger than the chunk in which boundaries are found."""
+    rng = np.random.default_rng(len(shape))
+    true, pred = (rng.random(shape) < spread for _ in range(2))
+    true[(0,) * len(shape)] = pred[(-1,) * len(shape)] = True
+    check_against_naive(true, pred, (0.9, 1.1, 2.0)[: len(shape)])
+
+
+def test_far_targets_are_found_whether_or_not_the_search_is_narrowed_down():
+    """One far voxel whose box holds the grid, many whose boxes are small, targets off every fourth line."""
+    true, pred = np.zeros((2, 60, 50, 12), bool)
+    pred[1::6, 1::6, ::5] = True
+    true[::7, ::9, 3] = True
+    true[59, 49, 11] = True
+    check_against_naive(true, pred, (1.0, 1.0, 4.0))
+    pred[:] = False
+    pred[1, 1, 0] = pred[58, 1, 11] = True  # none on the lines that bound the distances
+    check_against_naive(true, pred, (1.0, 1.0, 4.0))
+
+
 @settings(max_examples=25, deadline=None)
 @given(cases, st.data())
 def test_an_ignored_region_has_no_boundary(case, data):
@@ -193,7 +218,10 @@ def test_memory_order_does_not_matter():
 
 
 EMPTY, FULL = np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool)
-FUNCTIONS = (surface.hausdorff, surface.hd95, surface.assd, surface.mask_hausdorff, surface.hd95_in_plane)
+FUNCTIONS = (
+    surface.hausdorff, surface.hd95, surface.assd, surface.mean_true_to_pred, surface.mean_pred_to_true,
+    surface.mask_hausdorff, surface.hd95_in_plane,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("measure", FUNCTIONS)
@@ -205,6 +233,12 @@ def test_one_empty_mask_is_infinitely_far_and_two_do_not_count(measure):
     assert measure(EMPTY, mask, spacing) == math.inf
     assert math.isnan(measure(EMPTY, EMPTY, spacing))
     assert measure(mask, mask, spacing) == 0.0
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
+def test_a_grid_without_voxels_holds_no_structure(shape):
+    nothing = np.zeros(shape, bool)
+    assert math.isnan(surface.hausdorff(nothing, nothing, (1.0,) * len(shape)))
 
 
 def test_every_reader_follows_the_policy_for_empty_masks():
