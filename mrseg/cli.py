@@ -350,27 +350,27 @@ def _recipes(options: argparse.Namespace) -> None:
     import yaml
 
     from mrseg.formats import to_text
+    from mrseg.models.builders import matching
     from mrseg.recipes.loader import list_recipes, load_recipe
     from mrseg.tables import table
 
     if options.name:
         print(yaml.safe_dump(load_recipe(options.name).as_dict(), sort_keys=False, allow_unicode=True))
         return
-    loaded = [load_recipe(name) for name in list_recipes()]
-    rows = [
-        {
-            "recipe": r.name,
-            "paper": r.paper,
-            "network": r.network.builder,
-            "sequence": r.sequence,
-            "title": r.title,
-        }
-        for r in loaded
-    ]
-    print(
-        to_text(
-            table(
-                rows, caption="Recipes: mrseg train NAME, or mrseg transfer NAME where one is carried over."
-            )
+    rows = []
+    for recipe in map(load_recipe, list_recipes()):
+        known = matching(recipe.network.builder, recipe.network.arguments)
+        rows.append(
+            {
+                "recipe": recipe.name,
+                "command": "transfer" if recipe.transfer else "train",
+                "paper": recipe.paper,
+                "network": recipe.network.builder,
+                "input": "x".join(map(str, recipe.sampling.input_shape)),
+                "parameters": f"{known.parameters:,}" if known else "small",
+                "sequence": recipe.sequence,
+                "title": recipe.title,
+            }
         )
-    )
+    caption = "Recipes; `mrseg recipes NAME` prints one whole. Parameters are those before a hybrid's fusion."
+    print(to_text(table(rows, caption=caption)))

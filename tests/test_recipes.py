@@ -13,7 +13,7 @@ from mrseg.data import phantom
 from mrseg.data.cases import Case, read_cases
 from mrseg.data.pipeline import build_dataset
 from mrseg.data.preprocessing import Preprocessing
-from mrseg.models.builders import BUILDERS, NETWORKS
+from mrseg.models.builders import BUILDERS, NETWORKS, matching
 from mrseg.recipes import build_network, list_recipes, load_recipe, runner
 from mrseg.recipes.runner import train_recipe
 from mrseg.segmenter import Segmenter, subject_digest
@@ -120,7 +120,9 @@ def test_the_recipe_that_the_table_of_networks_names_trains_that_network(network
     recipe = load_recipe(network.recipe)
     assert recipe.network.builder == network.builder and recipe.paper == network.paper
     assert len(recipe.class_names) == network.num_classes
+    assert matching("unet", {"filters": 8}) is None
     if network.name == network.builder or network.name == "vgg_fcn_adult":
+        assert matching(recipe.network.builder, recipe.network.arguments) == network
         assert recipe.sampling.input_shape == network.input_shape
         model = BUILDERS[recipe.network.builder](
             network.input_shape, network.num_classes, **recipe.network.arguments

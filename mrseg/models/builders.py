@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,6 +156,24 @@ class Networks:
             shape = " x ".join(map(str, row.input_shape))
             cells = (row.name, row.paper, shape, row.num_classes, f"{row.parameters:,}")
             yield f"| {' | '.join(map(str, cells))} | `{call}` | `{row.recipe}` |"
+
+
+def matching(builder: str, arguments: Mapping[str, Any]) -> Network | None:
+    """The row of :data:`NETWORKS` with the parameters of ``builder`` called with ``arguments``, or None.
+
+    The number of classes is the row's; arguments that change no parameter (weight decay, dropout, head
+    activation) may differ.
+    """
+    parameters = inspect.signature(BUILDERS[builder]).parameters
+
+    def value(given: Mapping[str, Any], key: str) -> Any:
+        return given.get(key, parameters[key].default)
+
+    telling = {"filters"} | {key for row in NETWORKS if row.builder == builder for key in row.arguments}
+    for row in NETWORKS:
+        if row.builder == builder and all(value(row.arguments, k) == value(arguments, k) for k in telling):
+            return row
+    return None
 
 
 def list() -> Networks:

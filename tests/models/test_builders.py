@@ -13,6 +13,7 @@ import pytest
 from mrseg import models
 from mrseg._checks import InputError
 from mrseg.models.builders import BUILDERS, NETWORKS
+from mrseg.models.resampling import MaxPoolingWithIndices
 
 #: Rows that differ from another in their width alone are built once, for their parameters.
 DISTINCT = [network for network in NETWORKS if list(network.arguments) != ["filters"]]
@@ -158,6 +159,32 @@ def test_every_trainable_tensor_gets_a_finite_gradient_that_is_not_zero(name):
         assert path in before_norm or np.abs(gradient).max() > 1e-12, path
 
 
+#: Initial kernels as each paper states them; where none does, Keras' own.
+INITIAL = {
+    "segnet": {"HeNormal"},
+    "se_unet3d": {"GlorotUniform"},
+    "vgg_fcn": {"HeNormal", "RandomNormal", "GlorotUniform"},
+    "res_unet": {"GlorotUniform"},
+    "unet": {"GlorotUniform"},
+    "sep_res_unet": {"GlorotUniform"},
+    "attention_unet": {"GlorotUniform"},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_start_as_the_paper_says_and_biases_from_zero(name):
+    model = small(name)
+    found = set()
+    for layer in model.layers:
+        for kind in ("kernel_initializer", "depthwise_initializer", "pointwise_initializer"):
+            if getattr(layer, kind, None) is not None and layer.weights:
+                found.add(type(getattr(layer, kind)).__name__)
+        if getattr(layer, "bias", None) is not None:
+            assert not keras.ops.convert_to_numpy(layer.bias).any()
+    # a separable layer has an unused option for a whole kernel
+    assert found == INITIAL[models.list()[name].builder]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_layer_has_one_input_and_a_name_with_its_stage(name):
     stages = ("stem", "encoder", "bottleneck", "decoder", "head", "image")
@@ -170,14 +197,14 @@ def test_each_layer_has_one_input_and_a_name_with_its_stage(name):
 def test_tensorflow_and_jax_agree_on_the_same_weights(tmp_path):
     pytest.importorskip("jax")
     rng = np.random.default_rng(1)
-    models = {name: small(name) for name in NAMES}
-    for name, model in models.items():
+    built = {name: small(name) for name in NAMES}
+    for name, model in built.items():
         for w in model.weights:  # every tensor, statistics among them, as after some training
             w.assign(w + 0.05 * rng.random(tuple(w.shape)))
         model.save(tmp_path / f"{name}.keras")
         np.save(tmp_path / f"{name}.npy", image(model))
     script = (
-        "import pathlib, sys, keras, numpy as np, mrseg.models.layers\n"
+        "import pathlib, sys, keras, numpy as np, mrseg.models.blocks\n"
         "assert keras.backend.backend() == 'jax'\n"
         "for path in pathlib.Path(sys.argv[1]).glob('*.keras'):\n"
         "    model, x = keras.saving.load_model(path), np.load(path.with_suffix('.npy'))\n"
@@ -185,8 +212,12 @@ def test_tensorflow_and_jax_agree_on_the_same_weights(tmp_path):
     )
     environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=environment)
-    for name, model in models.items():
-        np.testing.assert_allclose(np.load(tmp_path / f"{name}.jax.npy"), model(image(model)), atol=1e-4)
+    for name, model in built.items():
+        theirs, ours = np.load(tmp_path / f"{name}.jax.npy"), np.asarray(model(image(model)))
+        close = (np.abs(theirs - ours) <= 1e-4).all(axis=-1)
+        # a maximum that is nearly tied may be found at another index: SegNet then differs in a few pixels
+        by_indices = any(isinstance(layer, MaxPoolingWithIndices) for layer in model.layers)
+        assert close.mean() >= (0.999 if by_indices else 1.0), name
 
 
 def gradients(model, x):
