@@ -200,7 +200,7 @@ def test_tensorflow_and_jax_agree_on_the_same_weights(tmp_path):
     built = {name: small(name) for name in NAMES}
     for name, model in built.items():
         for w in model.weights:  # every tensor, statistics among them, as after some training
-            w.assign(w + 0.05 * rng.random(tuple(w.shape)))
+            w.assign(w + 0.1 * (rng.random(tuple(w.shape)) - 0.5))
         model.save(tmp_path / f"{name}.keras")
         np.save(tmp_path / f"{name}.npy", image(model))
     script = (
