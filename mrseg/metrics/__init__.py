@@ -17,7 +17,8 @@ __getattr__, __dir__, __all__ = attach(
         "streaming": ["Accuracy", "Dice", "Jaccard", "Precision", "Recall", "Specificity", "for_classes"],
         "losses": [
             "CategoricalCrossEntropy", "CategoricalDice", "CategoricalFocal", "CategoricalTversky",
-            "DiceCrossEntropy", "mean_loss_rates",
+            "DiceCrossEntropy", "categorical_cross_entropy", "categorical_dice", "categorical_focal",
+            "categorical_tversky", "dice_cross_entropy", "mean_loss_rates",
         ],
     },
 )  # fmt: skip
