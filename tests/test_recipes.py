@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ from mrseg import training
 from mrseg._checks import InputError
 from mrseg.data import phantom
 from mrseg.data.cases import Case, read_cases
+from mrseg.data.io import read_volume
 from mrseg.data.pipeline import build_dataset
 from mrseg.data.preprocessing import Preprocessing
 from mrseg.models.builders import BUILDERS, NETWORKS, matching
@@ -334,3 +336,71 @@ def test_a_subject_in_two_splits_is_refused_before_training(tmp_path):
 def test_the_builders_table_is_what_recipes_may_name():
     assert {load_recipe(name).network.builder for name in list_recipes()} <= set(BUILDERS)
     assert keras.backend.backend() in ("tensorflow", "jax")
+
+
+def recorded_fit(monkeypatch):
+    """Replaces the training by a look at its first batches."""
+    seen = {}
+
+    def look(model, train, validation, settings, **options):
+        seen["train"] = [tuple(np.asarray(t) for t in batch) for batch in train]
+        seen["validation"] = validation and [np.asarray(x) for x, _ in validation]
+        return []
+
+    monkeypatch.setattr(runner, "fit", look)
+    return seen
+
+
+def two_sequences(folder):
+    """Three subjects: the first has T1w alone, the second T2w alone, the third both."""
+    manifest = phantom.write_cohort(
+        folder, subjects={"train": 3}, sequences=("T1w", "T2w"), shape=(12, 12, 12), registered=True
+    )
+    first, second, third = read_cases(manifest)
+    only = [
+        dataclasses.replace(c, images={s: c.images[s]}, labels={s: c.labels[s]})
+        for c, s in ((first, "T1w"), (second, "T2w"))
+    ]
+    return [*only, third]
+
+
+def test_scans_of_every_named_sequence_train_and_the_claim_names_them(tmp_path, monkeypatch):
+    seen = recorded_fit(monkeypatch)
+    recipe = load_recipe(
+        "phantom_t1",
+        [*SMALL, "sequence=T2w", "more_sequences=[T1w]", "training.batch_size=1",
+         "sampling={patch_shape: [8,8,8], overlap: 0.0, patches_per_volume: 1}",
+         "preprocessing={grid: native, normalization: min_max}"],
+    )  # fmt: skip
+    train_recipe(recipe, two_sequences(tmp_path / "raw"), tmp_path / "run", progress=False)
+    assert len(seen["train"]) == 4  # T2w of two subjects, T1w of two
+    claimed = json.loads((tmp_path / "run/run.json").read_text())["cases"]
+    assert sorted(name.split("_")[-1] for _, _, name, _ in claimed) == [
+        "T1w.nii.gz", "T1w.nii.gz", "T2w.nii.gz", "T2w.nii.gz",
+    ]  # fmt: skip
+
+
+def test_the_training_mean_is_subtracted_kept_with_the_segmenter_and_handed_on(tmp_path, monkeypatch):
+    seen = recorded_fit(monkeypatch)
+    cases = [case for case in two_sequences(tmp_path / "raw") if "T1w" in case.images]
+    options = [
+        "network={builder: vgg_fcn, arguments: {filters: 2, stages: 4}}", "subtract_mean=true",
+        "sampling={patch_shape: [8,8,1], overlap: 0.0, neighbours: 1}", "training.batch_size=1",
+        "preprocessing={grid: acquisition, normalization: histogram_equalization}",
+    ]  # fmt: skip
+    recipe = load_recipe("phantom_t1", options)
+    segmenter = train_recipe(recipe, cases, tmp_path / "run", progress=False)
+    images = [recipe.preprocessing.image(read_volume(case.images["T1w"]))[0] for case in cases]
+    middle = float(np.mean(images))
+    mean = segmenter.sampling.channel_mean
+    assert mean[1] == pytest.approx(middle, rel=1e-5) and max(mean[0], mean[2]) < mean[1]
+    assert Segmenter.load(tmp_path / "run/segmenter").sampling.channel_mean == mean
+    outside = -np.asarray(mean, np.float32)
+    first_slices = [x[0, ..., 0] for x, _ in seen["train"] if np.allclose(x[0, ..., 0], outside[0])]
+    assert first_slices  # the slice before the first is 0 before the mean is subtracted
+
+    t2 = [case for case in two_sequences(tmp_path / "raw") if "T2w" in case.images]
+    carried = load_recipe("phantom_t2", [*options, "transfer.mechanism=open"])
+    assert train_recipe(
+        carried, t2, tmp_path / "t2", source=segmenter, progress=False
+    ).sampling.channel_mean == mean  # fmt: skip
