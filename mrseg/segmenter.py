@@ -202,7 +202,9 @@ def _write_network(model: keras.Model, files: Sequence[Path]) -> None:
     for path, half in halves.items():
         if not np.isfinite(half).all():
             raise error("float16 holds numbers up to 65504.", f"a larger one in {path}", "Save in float32.")
-    files[0].write_text(model.to_json())
+    network = json.loads(model.to_json())
+    network.pop("compile_config", None)  # loss and optimiser belong to the training
+    files[0].write_text(json.dumps(network))
     np.savez_compressed(files[1], **halves)
 
 

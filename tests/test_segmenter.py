@@ -16,6 +16,7 @@ from mrseg._checks import InputError
 from mrseg.data.io import write_volume
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
+from mrseg.metrics.losses import CategoricalDice
 from mrseg.models.mecheter2023 import se_unet3d
 from mrseg.segmenter import Segmenter
 
@@ -124,12 +125,15 @@ def test_every_channel_needs_a_name():
         segmenter(class_names=("a", "b", "c"))
 
 
-def test_a_fresh_process_loads_a_network_with_layers_of_our_own(tmp_path):
+def test_a_fresh_process_loads_a_network_with_layers_of_our_own_trained_with_a_loss_of_our_own(tmp_path):
     model = se_unet3d((8, 8, 8, 1), 2, filters=2)
-    segmenter(model=model).save(tmp_path / "s")
-    code = f"import mrseg; print(mrseg.Segmenter.load({str(tmp_path / 's')!r}).class_names)"
+    model.compile("adam", CategoricalDice())
+    segmenter(model=model).save(tmp_path / "whole")
+    segmenter(model=model).save(tmp_path / "half", weights_dtype="float16")
+    code = "import mrseg, sys; [print(mrseg.Segmenter.load(f).class_names) for f in sys.argv[1:]]"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert "bright" in done.stdout
+        [sys.executable, "-c", code, str(tmp_path / "whole"), str(tmp_path / "half")],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.count("bright") == 2
