@@ -32,14 +32,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """Yields an empty temporary folder beside ``path``; on success it takes the place of ``path``.
 
     An older folder of that name is replaced as a whole, only after the new one is complete; if that fails it
-    is put back.
+    is put back. With ``replace=False`` it stays, whoever comes second.
 
     Raises:
-        InputError: ``path`` is a file.
+        InputError: ``path`` is a file; with ``replace=False``, there is something already.
         OSError: the folder cannot be made or written; the message names it.
     """
     path = Path(path)
@@ -51,6 +51,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         replaced = holder / "replaced"
+        if path.exists() and not replace:
+            raise error("What is there already is not replaced.", path, "Choose another name.")
         if path.exists():
             os.replace(path, replaced)
         try:
@@ -58,6 +60,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         except OSError:
             if replaced.exists():
                 os.replace(replaced, path)
+            if not replace and path.exists():  # somebody came between
+                raise error("What is there already is not replaced.", path, "Choose another name.") from None
             raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)

@@ -321,8 +321,7 @@ def _weights(options: argparse.Namespace) -> None:
     from mrseg.tables import table
 
     if options.source:
-        stored = store.import_weights(options.source, options.name or "")
-        Segmenter.load(stored.folder)  # the network itself is whole, too
+        stored = store.import_weights(options.source, options.name or "", check=Segmenter.load)
         print(f"stored: {stored.name} in {stored.folder}")
     elif options.archive:
         if not options.name:
@@ -336,7 +335,7 @@ def _weights(options: argparse.Namespace) -> None:
                 "name": stored.name,
                 "sequence": stored.card["sequence"],
                 "classes": ", ".join(stored.card["class_names"]),
-                "network": stored.card["provenance"].get("recipe", {}).get("network", {}).get("builder", ""),
+                "network": stored.builder,
                 "from": "mrseg" if stored.built_in else "store",
             }
             for stored in store.list_weights()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 import mrseg.models.blocks  # noqa: F401  (registers the layers that a network file may hold)
 from mrseg import store
-from mrseg._checks import choice, error, existing_folder
+from mrseg._checks import InputError, choice, error, existing_folder
 from mrseg._files import atomic_folder
 from mrseg.data.cases import Case
 from mrseg.data.geometry import Volume
@@ -89,7 +90,9 @@ class Segmenter:
             ) from None
         try:
             model = _read_network(store.network_files(folder, card))
-        except (ValueError, TypeError) as reason:
+        except InputError:
+            raise
+        except (ValueError, TypeError, OSError, zipfile.BadZipFile) as reason:
             raise error(
                 "A network is made of layers of Keras and mrseg, and of no code of its own.",
                 f"{folder} ({' '.join(str(reason).split())[:300]})",

@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ class Stored:
     name: str
     folder: Path
     card: dict[str, Any]
+
+    @property
+    def builder(self) -> str:
+        """Name of the network's builder, as far as the card tells."""
+        place: Any = self.card["provenance"]
+        for key in ("recipe", "network", "builder"):
+            place = place.get(key, "") if isinstance(place, dict) else ""
+        return str(place)
 
     @property
     def built_in(self) -> bool:
@@ -128,12 +137,16 @@ def checksum(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def import_weights(source: str | Path, name: str = "") -> Stored:
+def import_weights(
+    source: str | Path, name: str = "", *, check: Callable[[Path], object] | None = None
+) -> Stored:
     """Copies a segmenter folder or an archive from `export_weights` into the store, as a whole.
 
     Args:
         source: folder, or ``.zip``.
         name: under which it will load; the folder's or the archive's own unless given.
+        check: called with the copied folder before it is stored, to raise if the network does not load
+            (``Segmenter.load``).
 
     Returns:
         What was stored.
@@ -153,7 +166,7 @@ def import_weights(source: str | Path, name: str = "") -> Stored:
             "Stored weights are not replaced.", f"{name}, which is there already", "Give another --name."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(target) as temporary:
+    with atomic_folder(target, replace=False) as temporary:
         if source.suffix == ".zip":
             _unpack(existing_file(source), temporary)
         else:
@@ -161,6 +174,8 @@ def import_weights(source: str | Path, name: str = "") -> Stored:
             for file in (source / CARD, *network_files(source, card)):
                 shutil.copyfile(file, temporary / file.name)
         card = read_card(temporary)
+        if check is not None:
+            check(temporary)
     return Stored(name, target, card)
 
 
@@ -220,7 +235,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                     open(folder / Path(member.filename).name, "wb") as file,
                 ):
                     shutil.copyfileobj(packed_file, file)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as reason:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as reason:
         raise error("Weights come as a .zip that mrseg exported.", f"{archive} ({reason})") from None
 
 

@@ -122,7 +122,6 @@ def test_the_recipe_that_the_table_of_networks_names_trains_that_network(network
     recipe = load_recipe(network.recipe)
     assert recipe.network.builder == network.builder and recipe.paper == network.paper
     assert len(recipe.class_names) == network.num_classes
-    assert matching("unet", {"filters": 8}) is None
     if network.name == network.builder or network.name == "vgg_fcn_adult":
         assert matching(recipe.network.builder, recipe.network.arguments) == network
         assert recipe.sampling.input_shape == network.input_shape
@@ -130,6 +129,24 @@ def test_the_recipe_that_the_table_of_networks_names_trains_that_network(network
             network.input_shape, network.num_classes, **recipe.network.arguments
         )
         assert model.count_params() == network.parameters
+
+
+#: Arguments that change the number of parameters, and are in no row of the table.
+OTHERS = {
+    "sep_res_unet": {"skip": "add"},
+    "res_unet": {"position": "none"},
+    "se_unet3d": {"recalibration": "concat"},
+}
+
+
+@pytest.mark.parametrize("network", [n for n in NETWORKS if n.name == n.builder], ids=lambda n: n.name)
+def test_a_row_of_the_table_matches_whatever_has_its_parameters_and_nothing_else(network):
+    assert matching(network.builder, {"weight_decay": 0.1, "name": "other"}) == network
+    assert matching(network.builder, {"filters": 8}) is None
+    if network.builder in OTHERS:
+        arguments = OTHERS[network.builder]
+        assert matching(network.builder, arguments) is None
+        assert network.build(**arguments).count_params() != network.parameters
 
 
 @pytest.mark.parametrize("mechanism", ["none", "open", "conservative6", "hybrid_multiply", "hybrid_concat"])
@@ -188,6 +205,9 @@ def test_a_page_takes_from_its_base_what_it_does_not_say():
         ({"network": {"builder": "se_unet"}}, ["network.builder", "se_unet3d"]),
         ({"transfer": {"mechanism": "closed"}}, ["transfer.mechanism"]),
         ({"network": {"builder": "unet", "arguments": 3}}, ["network.arguments is a group of keys"]),
+        ({"network": {"builder": "unet", "arguments": {"weight_decay": "1e-3"}}}, ["a number", "1.0e-3"]),
+        ({"network": {"builder": "segnet", "arguments": {"filters": 8.0}}}, ["filters is a whole number"]),
+        ({"more_sequences": ["T1w"]}, ["Every sequence trains once", "T1w, T1w"]),
     ],
 )
 def test_a_wrong_page_is_one_clear_error(tmp_path, changes, words):
@@ -310,6 +330,8 @@ def test_what_is_passed_on_names_no_subject():
     case = Case("Smith_John_1961", {}, None, {}, "train")
     recipe = dataclasses.replace(load_recipe("phantom_t1"), validation_subjects=("Smith_John_1961",))
     assert "Smith" not in str(runner._provenance(recipe, [case], [], None))
+    exp1 = load_recipe("xu2017_exp1", ["network.arguments.weights=/data/Smith_John/vgg16.weights.h5"])
+    assert "Smith" not in str(runner._provenance(exp1, [case], [], None))
 
 
 def test_a_recipe_that_is_its_own_base_is_refused(tmp_path):
@@ -378,6 +400,12 @@ def test_scans_of_every_named_sequence_train_and_the_claim_names_them(tmp_path, 
     assert sorted(name.split("_")[-1] for _, _, name, _ in claimed) == [
         "T1w.nii.gz", "T1w.nii.gz", "T2w.nii.gz", "T2w.nii.gz",
     ]  # fmt: skip
+
+
+def test_other_sequences_alone_do_not_make_a_network_of_this_one(tmp_path):
+    recipe = load_recipe("phantom_t1", [*SMALL, "sequence=T2w", "more_sequences=[T1w]"])
+    with pytest.raises(InputError, match="at least one case with a T2w image"):
+        train_recipe(recipe, two_sequences(tmp_path / "raw")[:1], tmp_path / "run", progress=False)
 
 
 def test_the_training_mean_is_subtracted_kept_with_the_segmenter_and_handed_on(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from mrseg import store
 from mrseg._checks import InputError
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
+from mrseg.models.builders import BUILDERS
 from mrseg.models.islam2025 import unet
 from mrseg.segmenter import Segmenter
 
@@ -184,10 +185,53 @@ def test_code_inside_a_network_file_is_not_run(segmenter, tmp_path):
         Segmenter.load(half)
 
 
-@pytest.mark.parametrize("stored", store.list_weights(), ids=lambda stored: stored.name)
-def test_weights_that_come_with_mrseg_are_small_carry_a_card_and_segment(stored):
-    assert stored.built_in
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_weights_that_come_with_mrseg_are_small_carry_a_card_and_segment(builder):
+    stored = {stored.name: stored for stored in store.list_weights()}[f"phantom_t1_{builder}"]
+    assert stored.built_in and stored.builder == builder
+    assert min(stored.card["provenance"]["figures"]["dice_on_three_synthetic_heads"].values()) > 0.7
     assert sum(file.stat().st_size for file in stored.folder.iterdir()) <= 1_000_000
     assert {"data", "licence", "recipe", "versions", "figures"} <= set(stored.card["provenance"])
     segmenter = Segmenter.load(stored.name)
     assert np.isfinite(segmenter.model(np.zeros((1, *segmenter.sampling.input_shape), "float32"))).all()
+
+
+def signed_anew(folder):
+    """The card with the checksum of the network as it lies there now."""
+    return altered(
+        folder,
+        lambda card: card.update(network_sha256=store.checksum(store.network_files(folder, card))),
+    )
+
+
+def test_of_two_imports_under_one_name_one_is_refused(segmenter, tmp_path):
+    folder = segmenter.save(tmp_path / "t1")
+
+    def another_comes_first(copied):
+        store.import_weights(folder, "t1")
+
+    with pytest.raises(InputError, match="not replaced"):
+        store.import_weights(folder, "t1", check=another_comes_first)
+    assert Segmenter.load("t1").class_names == ("air", "head")
+
+
+def test_a_network_that_does_not_load_is_not_stored(segmenter, tmp_path, place):
+    folder = segmenter.save(tmp_path / "half", weights_dtype="float16")
+    (folder / "weights.npz").write_bytes(b"no archive")
+    with pytest.raises(InputError, match="layers of Keras and mrseg"):
+        store.import_weights(signed_anew(folder), "half", check=Segmenter.load)
+    assert not list(place.iterdir())
+
+
+def test_a_card_with_a_provenance_of_its_own_is_listed(segmenter, tmp_path):
+    segmenter.provenance = {"recipe": "my own"}
+    assert store.import_weights(segmenter.save(tmp_path / "mine")).builder == ""
+
+
+def test_a_tensor_that_is_missing_in_the_weights_is_named(segmenter, tmp_path):
+    folder = segmenter.save(tmp_path / "half", weights_dtype="float16")
+    with np.load(folder / "weights.npz") as halves:
+        kept = {name: halves[name] for name in halves.files if name != "encoder1_conv1/kernel"}
+    np.savez_compressed(folder / "weights.npz", **kept)
+    with pytest.raises(InputError, match="same tensors.*encoder1_conv1/kernel"):
+        Segmenter.load(signed_anew(folder))

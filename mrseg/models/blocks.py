@@ -7,6 +7,7 @@ groups are read off them. Every layer is called once, with one tensor or one lis
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from mrseg import _checks
 from mrseg.models.layers import ChannelRecalibration, SpatialRecalibration
 from mrseg.models.resampling import LinearUpsampling, MaxPoolingWithIndices, MaxUnpooling
 
-#: Weight of the past in BatchNormalization's moving statistics. No paper states it; Keras' own 0.99 needs
-#: some 500 steps to forget its starting values, more than a fine-tuning on a few subjects has.
+#: Weight of the past in BatchNormalization's moving statistics. Keras' own 0.99 (which alkhimova2022 takes
+#: with all defaults; the other papers say nothing) needs some 500 steps to forget its starting values, more
+#: than a fine-tuning on a few subjects has.
 NORM_MOMENTUM = 0.9
 
 RECALIBRATIONS = ("sequential", "add", "max", "concat")
@@ -39,7 +41,7 @@ def image_input(input_shape: Sequence[int | None], num_classes: int, filters: in
             which this machine has no kernel.
     """
     shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-    sizes_are_whole = all(size is None or (type(size) is int and size > 0) for size in shape)
+    sizes_are_whole = all(size is None or (_is_whole(size) and size > 0) for size in shape)
     if len(shape) not in (3, 4) or shape[-1] is None or not sizes_are_whole:
         raise _checks.error(
             "input_shape is (x, y, channels) or (x, y, z, channels) in voxels, the channels given.",
@@ -54,14 +56,14 @@ def image_input(input_shape: Sequence[int | None], num_classes: int, filters: in
             f"Pad or crop to {nearest}.",
         )
     check_num_classes(num_classes)
-    _checks.positive_ints("filters", (filters,))
+    _checks.positive_ints("filters", (filters,), 1)
     _check_policy(rank=len(shape) - 1)
     return keras.Input(shape, name="image")
 
 
 def check_num_classes(num_classes: int) -> None:
     """Raises InputError unless ``num_classes`` is a whole number of 2 or more."""
-    if type(num_classes) is not int or num_classes < 2:
+    if not _is_whole(num_classes) or num_classes < 2:
         raise _checks.error(
             "num_classes counts the background, so it is a whole number of 2 or more.", num_classes
         )
@@ -276,6 +278,10 @@ def head(x: Any, num_classes: int, *, activation: str, size: int = 1, **options:
     """
     logits = convolution(x, num_classes, size=size, name="head_logits", dtype="float32", **options)
     return layers.Activation(activation, name="head_probabilities", dtype="float32")(logits)
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
 def _by_rank(x: Any, planar: Any, volumetric: Any) -> Any:

@@ -66,6 +66,9 @@ class Network:
         )
 
 
+#: Arguments of builders that change no number of parameters.
+_NEUTRAL = {"name", "weight_decay", "weights", "dropout", "dropout_at"}
+
 _SLICE, _SMALL_SLICE, _PATCH = (256, 256, 1), (128, 128, 1), (128, 128, 48, 1)
 
 #: Every network that the five papers name.
@@ -161,15 +164,16 @@ class Networks:
 def matching(builder: str, arguments: Mapping[str, Any]) -> Network | None:
     """The row of :data:`NETWORKS` with the parameters of ``builder`` called with ``arguments``, or None.
 
-    The number of classes is the row's; arguments that change no parameter (weight decay, dropout, head
-    activation) may differ.
+    The number of classes and of channels is the row's; arguments that change no parameter may differ.
     """
     parameters = inspect.signature(BUILDERS[builder]).parameters
 
     def value(given: Mapping[str, Any], key: str) -> Any:
         return given.get(key, parameters[key].default)
 
-    telling = {"filters"} | {key for row in NETWORKS if row.builder == builder for key in row.arguments}
+    telling = set(parameters) - {"input_shape", "num_classes"} - _NEUTRAL
+    if builder != "segnet":
+        telling -= {"head"}  # an activation, but for segnet's size of the last convolution
     for row in NETWORKS:
         if row.builder == builder and all(value(row.arguments, k) == value(arguments, k) for k in telling):
             return row

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from mrseg._checks import error
 from mrseg.models.layers import PACKAGE
 
 
@@ -110,7 +111,12 @@ class MaxUnpooling(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: list[tuple[Any, ...]]) -> tuple[Any, ...]:
         """Twice the spatial sizes."""
-        return _scaled(input_shape[0], lambda size: size * 2)
+        features, indices = input_shape
+        if features[-1] != indices[-1]:
+            raise error(
+                "Features go back to the indices of as many channels.", f"{features[-1]} and {indices[-1]}"
+            )
+        return _scaled(features, lambda size: size * 2)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

@@ -70,14 +70,14 @@ def vgg_fcn(
     Reference:
         xu2017, section 2.2 and Figure 1.
     """
-    if stages not in (4, 5):
+    if stages not in (4, 5) or not isinstance(stages, int):
         raise _checks.error("stages is 5 (newborns) or 4 (adults).", stages)
-    if len(input_shape) != 3:
+    options: dict[str, Any] = {"weight_decay": weight_decay}
+    image = blocks.image_input(input_shape, num_classes, filters, multiple=2 ** (stages - 1))
+    if len(image.shape) != 4:
         raise _checks.error(
             "vgg_fcn takes slices with their neighbours as colours.", input_shape, "Write (x, y, 3)."
         )
-    options: dict[str, Any] = {"weight_decay": weight_decay}
-    image = blocks.image_input(input_shape, num_classes, filters, multiple=2 ** (stages - 1))
     x, sides = image, []
     for level, widths in enumerate(STAGES[:stages], start=1):
         for i, width in enumerate(widths, start=1):
@@ -118,20 +118,24 @@ def load_vgg16(model: keras.Model, weights: str | Path) -> tuple[str, ...]:
         Names of the layers that received a kernel and a bias, in order: 13, or 10 with 4 stages.
 
     Raises:
-        InputError: a file of another network; other channels or filters.
+        InputError: another network than vgg_fcn; other channels or filters; a file that does not fit VGG16.
         FileNotFoundError: no such file.
     """
-    if model.input_shape[-1] != 3 or model.get_layer("encoder1_conv1").filters != 64:
+    names = {layer.name for layer in model.layers}
+    if "decoder1_side" not in names or len(model.input_shape) != 4:
+        raise _checks.error("VGG16's weights go into vgg_fcn.", f"a network called {model.name!r}")
+    first = model.get_layer("encoder1_conv1")
+    if model.input_shape[-1] != 3 or first.filters != 64:
         raise _checks.error(
             "VGG16's weights fit three channels and 64 filters.",
-            f"{model.input_shape[-1]} channels, {model.get_layer('encoder1_conv1').filters} filters",
+            f"{model.input_shape[-1]} channels, {first.filters} filters",
         )
     vgg16 = _vgg16(weights)
     received: list[str] = []
     for level, widths in enumerate(STAGES, start=1):
         for i in range(1, len(widths) + 1):
             target = f"encoder{level}_conv{i}"
-            if target not in {layer.name for layer in model.layers}:
+            if target not in names:
                 continue
             kernel, bias = vgg16.get_layer(f"block{level}_conv{i}").get_weights()
             if not received:

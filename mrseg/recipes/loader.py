@@ -35,9 +35,12 @@ class Network:
 
     def __post_init__(self) -> None:
         choice("network.builder", self.builder, BUILDERS)
-        known = list(inspect.signature(BUILDERS[self.builder]).parameters)[2:]
-        for name in self.arguments:
+        build = BUILDERS[self.builder]
+        known = list(inspect.signature(build).parameters)[2:]
+        hints = typing.get_type_hints(build)
+        for name, value in self.arguments.items():
             choice(f"An argument of {self.builder}", name, known)
+            _value(hints[name], value, f"network.arguments.{name}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Recipe:
         network, preprocessing, sampling, augmentation, loss, training: see these classes.
         transfer: None trains from scratch.
         more_sequences: scans of these sequences train (and validate) too, where a subject has them: T1-w
-            scans as augmentation of T2-w ones (mecheter2023 section 3.4). Test scans are of ``sequence``.
+            scans as augmentation of T2-w ones (mecheter2023 section 3.3.4). Test scans are of ``sequence``.
         subtract_mean: the mean of the training images is subtracted channel by channel (xu2017).
         validation_subjects: training subjects set aside for plateau, stopping and the best epoch.
         expected: the paper's figures, class -> metric -> value.
@@ -102,6 +105,12 @@ class Recipe:
     validation_subjects: tuple[str, ...] = ()
     expected: dict[str, Any] = field(default_factory=dict)
     unstated: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(set(self.sequences)) != len(self.sequences):
+            raise error(
+                "Every sequence trains once.", ", ".join(self.sequences), "Drop it from more_sequences."
+            )
 
     @property
     def sequences(self) -> tuple[str, ...]:

@@ -193,9 +193,9 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
             left_out,
             " or ".join(recipe.sequences),
         )
-    if not train:
+    if not any(recipe.sequence in case.images and recipe.sequence in case.labels for case in train):
         raise error(
-            f"Training needs at least one case with a {' or '.join(recipe.sequences)} image and its labels.",
+            f"Training needs at least one case with a {recipe.sequence} image and its labels.",
             f"{len(names)} subjects of the split 'train'",
             "Labels come from CT by `mrseg prepare`.",
         )
@@ -269,6 +269,9 @@ def _provenance(
     page = recipe.as_dict()
     page["validation_subjects"] = len(page["validation_subjects"])
     del page["command"]
+    arguments = page["network"]["arguments"]
+    if arguments.get("weights"):
+        arguments["weights"] = Path(arguments["weights"]).name
     return {
         "recipe": page,
         "subjects": {"train": len(train), "validation": len(validation)},

@@ -57,7 +57,8 @@ def hybrid(
         ``bottleneck_fusion``.
 
     Raises:
-        InputError: an unknown option; a network without encoder or decoder; a layer called more than once.
+        InputError: an unknown option; a network without encoder or decoder; a layer called more than once;
+            concat for a decoder that adds or unpools the encoder's features.
 
     Deviation: fusing at every level is inferred. The paper states that concatenation allowed batch size 1
         only, which fusion at the bottleneck alone would not explain.
@@ -74,7 +75,16 @@ def hybrid(
     adapted = _replay(encoder, {id(t1_model.input): image}, _frozen_copy)
     dedicated = _replay(encoder, {id(t1_model.input): image}, lambda layer: _copy(layer, layer.name))
     fused = _fuse_crossing(encoder, decoder, adapted, dedicated, FUSIONS[fuse], fuse_at)
-    whole = _replay(decoder, fused, lambda layer: _copy(layer, layer.name))
+    try:
+        whole = _replay(decoder, fused, lambda layer: _copy(layer, layer.name))
+    except ValueError as reason:
+        if fuse != "concat":
+            raise
+        raise _checks.error(
+            "fuse='concat' doubles the channels, so the decoder must convolve what it receives.",
+            f"{t1_model.name!r}, which adds or unpools it ({' '.join(str(reason).split())[:160]})",
+            "Take multiply, average or maximum.",
+        ) from None
 
     model = keras.Model(image, whole[id(t1_model.output)], name=name)
     for layer in encoder:

@@ -228,6 +228,21 @@ def test_a_bfloat16_network_gives_a_bfloat16_hybrid_with_float32_probabilities()
     assert keras.backend.standardize_dtype(model(image(model)).dtype) == "float32"
 
 
+@pytest.mark.parametrize("name", ["segnet", "attention_unet"])
+def test_concat_is_refused_where_the_decoder_adds_or_unpools_and_works_elsewhere(name):
+    with pytest.raises(InputError, match="doubles the channels.*multiply, average or maximum"):
+        hybrid(base(name), fuse="concat")
+    if name == "attention_unet":  # the deepest features are convolved
+        model = hybrid(base(name), fuse="concat", fuse_at="bottleneck")
+        assert np.isfinite(model(image(model))).all()
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("segnet", "attention_unet")])
+def test_concat_runs_for_every_network_that_convolves_what_it_receives(name):
+    model = hybrid(base(name), fuse="concat")
+    assert np.isfinite(model(image(model))).all()
+
+
 def test_unknown_options_list_the_known_ones():
     t1_model = base("unet")
     with pytest.raises(InputError, match="multiply, average, maximum, concat.*Did you mean 'multiply'"):
