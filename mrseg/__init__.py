@@ -5,6 +5,8 @@ mrseg.models      the papers' networks: functions that return keras.Model
 mrseg.transfer    groups of layers, freezing, weight loading with a report, the two-encoder hybrid
 mrseg.metrics     overlap and surface distances (NumPy), confidence, Keras metrics and losses
 mrseg.Segmenter   network + preprocessing + label table + provenance in one folder
+mrseg.Inference   how it is asked: overlap, blending, mirrors, Monte-Carlo dropout, uncertainty
+mrseg.predict_cohort   every scan of a manifest or BIDS folder, as BIDS derivatives
 mrseg.evaluate    tidy rows: subject, class, metric, value
 mrseg.recipes     one YAML page per experiment of a paper
 
@@ -17,6 +19,11 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    {"segmenter": ["Segmenter"], "evaluation": ["evaluate"]},
+    {
+        "segmenter": ["Segmenter"],
+        "passes": ["Inference"],
+        "evaluation": ["evaluate"],
+        "prediction": ["predict_cohort"],
+    },
     modules=["data", "models", "transfer", "metrics", "recipes"],
 )

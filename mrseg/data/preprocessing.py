@@ -13,7 +13,9 @@ import numpy as np
 
 from mrseg._checks import IGNORE_LABEL, choice, error, positive_ints
 from mrseg.data.geometry import (
+    Grid,
     Volume,
+    canonical_grid,
     from_canonical,
     grid_with_spacing,
     head_grid,
@@ -72,6 +74,17 @@ class Preprocessing:
         shape, affine = self._working_grid(canonical)
         array = _onto(canonical, shape, affine, order=1)
         return NORMALIZATIONS[self.normalization](array.astype(np.float32)), affine
+
+    def grid_shape(self, native: Grid) -> tuple[int, ...]:
+        """Voxels of a scan's working grid, known without its values; ``foreground``: at most these."""
+        shape, affine = canonical_grid(native)
+        if self.grid == "spacing":
+            assert self.spacing_mm is not None
+            return grid_with_spacing(shape, affine, self.spacing_mm)[0]
+        if self.grid in ("head", "plane"):
+            assert self.shape is not None
+            return self.shape if self.grid == "head" else plane_grid(shape, affine, self.shape)[0]
+        return shape
 
     def labels(self, volume: Volume, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
         """Brings a label map onto a working grid by nearest neighbour; uint8, 255 where it says nothing."""
