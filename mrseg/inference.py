@@ -158,6 +158,7 @@ def working_mb(
         num_classes: channels of the network's output.
         inference: blending, overlap, mirrors and samples.
     """
+    given = math.prod(shape)
     shape = [max(size, patch) for size, patch in zip(shape, sampling.patch_shape, strict=True)]
     axis = slab_axis(shape, sampling.patch_shape)
     batch_size = inference.batch_size or BATCH_SIZE
@@ -167,7 +168,7 @@ def working_mb(
     patch = math.prod(sampling.patch_shape)
     # The last answer and this one; where there are several passes also first, total, squares, difference, mean.
     answers = (7 if inference.several else 2) * num_classes + channels
-    padded = math.prod(shape)
+    padded = math.prod(shape) if math.prod(shape) > given else 0
     floats = (depth + 5) * plane + batch_size * patch * (answers + 3 * sampling.channels) + padded
     return 4 * floats / 1e6
 

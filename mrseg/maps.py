@@ -19,7 +19,6 @@ from mrseg.passes import DEFAULT, Inference
 
 _THICKNESS = 16  # planes of the scan's grid that are resampled at a time
 _SAME_GRID_MM = 1e-5
-_NORMALISATION = 5  # arrays of the volume's size while it is normalised
 
 
 @dataclass(frozen=True)
@@ -177,8 +176,11 @@ def memory_mb(
     *,
     inference: Inference = DEFAULT,
     probabilities: bool = False,
+    resampled: bool = True,
 ) -> float:
-    """Memory in MB (10^6 bytes) that a prediction takes at most, without the network and TensorFlow.
+    """Memory in MB (10^6 bytes) from the preprocessed image to the maps, scan and image included.
+
+    The network and TensorFlow come on top.
 
     Args:
         grid_shape: voxels of the working grid.
@@ -187,6 +189,7 @@ def memory_mb(
         num_classes: channels of the network's output.
         inference: blending, overlap, mirrors and samples.
         probabilities: whether those of all classes are kept in memory.
+        resampled: whether the working grid is another than the scan's own, turned to RAS+.
     """
     voxels, working = math.prod(native[0]), math.prod(grid_shape)
     channels = num_classes + inference.variance
@@ -196,13 +199,14 @@ def memory_mb(
     kept = voxels * (1 + 4 * bool(inference.uncertainty) + 4 * num_classes * bool(probabilities))
     plane = working // grid_shape[axis]
     native_plane = voxels // canonical_grid(native)[0][axis]
-    # Window, its successor, one channel of it interpolated; what argmax and entropy hold beside a slab.
-    window = 4 * plane * (2 * planes + 2 * _THICKNESS) * (channels + 1)
-    made = 4 * native_plane * (_THICKNESS * (channels + 3) + 4 * max(_THICKNESS, planes))
+    # What argmax and entropy hold beside a slab; the window, its successor, a channel of it as it is blurred.
+    thickness = max(_THICKNESS, planes) if resampled else planes
+    taken = 4 * native_plane * 4 * thickness
+    if resampled:
+        taken += 4 * plane * (2 * planes + 2 * _THICKNESS) * (channels + 3)
+        taken += 4 * native_plane * _THICKNESS * (channels + 3)
     blending = working_mb(grid_shape, sampling, num_classes, inference)
-    scan = 4 * voxels
-    during = blending + (kept + window + made + 4 * working) / 1e6
-    return scan / 1e6 + max(during, _NORMALISATION * 4 * max(voxels, working) / 1e6)
+    return blending + (kept + taken + 4 * (voxels + working)) / 1e6
 
 
 def _needed(step: np.ndarray, axis: int, first: int, size: list[int], planes: int) -> tuple[int, int]:

@@ -176,7 +176,7 @@ class Segmenter:
     ) -> Maps:
         """Labels of a scan on its own grid and, when asked for, probabilities and a map of uncertainty.
 
-        The memory it takes at most (`memory_mb`) is logged before the network is called.
+        The memory it takes at most (`memory_mb`) is logged before it starts.
 
         Args:
             scan: file, or (array (x, y, z) in any orientation, affine).
@@ -194,15 +194,14 @@ class Segmenter:
         """
         volume = scan if isinstance(scan, tuple) else read_volume(scan)
         native: Grid = (volume[0].shape, volume[1])
+        estimate = self.memory_mb(
+            native, inference=inference, probabilities=probabilities and scratch is None
+        )
+        log.info("at most %.0f MB besides the network and TensorFlow", estimate)
         image, affine = self.preprocessing.image(volume)
         inference = self._settled(inference)
         forward, sampling = self._compiled(image.shape, inference)
         classes = len(self.class_names)
-        estimate = memory_mb(
-            image.shape, native, sampling, classes, inference=inference,
-            probabilities=probabilities and scratch is None,
-        )  # fmt: skip
-        log.info("at most %.0f MB besides the network and TensorFlow", estimate)
         slabs = predict_slabs(
             forward, image, sampling, num_classes=classes, inference=inference, progress=progress
         )
@@ -226,9 +225,11 @@ class Segmenter:
         if inference.extent == "whole":
             patch = [n for n, thick in zip(shape, sampling.patch_shape, strict=True) if thick != 1]
             sampling = whole(sampling, [-(-n // LARGEST_MULTIPLE) * LARGEST_MULTIPLE for n in patch])
-        return memory_mb(
-            shape, native, sampling, len(self.class_names), inference=inference, probabilities=probabilities
-        )
+        predicting = memory_mb(
+            shape, native, sampling, len(self.class_names), inference=inference, probabilities=probabilities,
+            resampled=self.preprocessing.grid != "native",
+        )  # fmt: skip
+        return max(self.preprocessing.memory_mb(native), predicting)
 
     def check(self, inference: Inference) -> None:
         """Raises InputError unless the network can be asked in this way (dropout, whole volumes)."""
