@@ -74,30 +74,26 @@ def predict_slabs(
         log.info("volume of %s voxels padded to %s to hold a patch", image.shape, padded.shape)
     axis = slab_axis(padded.shape, sampling.patch_shape)
     starts, batch_size = _starts(padded.shape, sampling, inference)
-    profiles = [_profile(size, inference.blending) for size in sampling.patch_shape]
-    sums = [_sum_of_profiles(starts[:, a], profiles[a], padded.shape[a]) for a in range(3)]
-    row, column = (a for a in range(3) if a != axis)
+    shares = [
+        _shares(starts[:, a], _profile(sampling.patch_shape[a], inference.blending), padded.shape[a])
+        for a in range(3)
+    ]
     channels = num_classes + inference.variance
-    weight = np.repeat(np.outer(profiles[row], profiles[column]), channels, axis=1)
-    scale = np.repeat(1 / np.outer(sums[row], sums[column]), channels, axis=1).astype(np.float32)
     depth = _depth(starts[:, axis], batch_size, sampling.patch_shape[axis])
-    # Planes base, base + 1, ... as (row, column * channels): long rows, which NumPy adds fast.
-    buffer = np.zeros((depth, padded.shape[row], padded.shape[column] * channels), np.float32)
+    # Long rows are added fast: slices lie one behind the other, all else as it comes from the network.
+    order = [axis, *(a for a in range(3) if a != axis)] if sampling.patch_shape[axis] == 1 else [0, 1, 2]
+    size = [depth if a == axis else padded.shape[a] for a in order]
+    buffer = np.zeros((*size, channels), np.float32)
+    in_ras = buffer.transpose(*np.argsort(order), 3)  # planes base, base + 1, ... along the axis
     base = 0
 
     def finished(planes: int) -> Iterator[Slab]:
-        for i in range(planes):
-            buffer[i] *= scale
-            buffer[i] *= np.float32(1 / sums[axis][base + i])
-        values = buffer[:planes].reshape(planes, padded.shape[row], padded.shape[column], channels)
-        values = np.moveaxis(values, 0, axis)
         first = max(0, inside[axis].start - base)
         last = min(planes, inside[axis].stop - base)
         if first < last:
             own = tuple(slice(first, last) if a == axis else inside[a] for a in range(3))
-            yield Slab(axis, base + first - inside[axis].start, values[own])
-        for i in range(depth):
-            buffer[i] = buffer[i + planes] if i + planes < depth else 0
+            yield Slab(axis, base + first - inside[axis].start, in_ras[own])
+        _shift(buffer, order.index(axis), planes)
 
     batches = range(0, len(starts), batch_size)
     for begin in tqdm(batches, desc="patches", unit="batch", disable=not progress, leave=False):
@@ -107,14 +103,9 @@ def predict_slabs(
             base = int(some[0][axis])
         answers = ask(forward, padded, some, sampling, inference, num_classes, batch_size)
         for start, answer in zip(some, answers, strict=True):
-            _add(
-                buffer,
-                start[[row, column]],
-                np.moveaxis(answer, axis, 0),
-                weight,
-                profiles[axis],
-                start[axis] - base,
-            )
+            corner = [start[a] - base if a == axis else start[a] for a in order]
+            share = [shares[a][int(start[a])] for a in order]
+            _add(buffer, corner, answer.transpose(*order, 3), share)
     yield from finished(padded.shape[axis] - base)
 
 
@@ -137,7 +128,7 @@ def predict_probabilities(
         forward, image, sampling, num_classes=num_classes, inference=inference, progress=progress
     ):
         planes = slice(slab.first, slab.first + slab.values.shape[slab.axis])
-        np.moveaxis(whole, slab.axis, 0)[planes] = np.moveaxis(slab.values, slab.axis, 0)[..., :num_classes]
+        whole[(slice(None),) * slab.axis + (planes,)] = slab.values[..., :num_classes]
     return whole
 
 
@@ -166,7 +157,7 @@ def working_mb(
     plane = math.prod(shape) // shape[axis] * channels
     depth = slab_planes(shape, sampling, inference)
     patch = math.prod(sampling.patch_shape)
-    # The last answer and this one; where there are several passes also first, total, squares, difference, mean.
+    # The last answer and this one; of several passes also first, total, squares, difference and mean.
     answers = (7 if inference.several else 2) * num_classes + channels
     padded = math.prod(shape) if math.prod(shape) > given else 0
     floats = (depth + 5) * plane + batch_size * patch * (answers + 3 * sampling.channels) + padded
@@ -204,42 +195,52 @@ def _depth(firsts: np.ndarray, batch_size: int, thickness: int) -> int:
     )
 
 
-def _add(
-    buffer: np.ndarray,
-    corner: np.ndarray,
-    patch: np.ndarray,
-    weight: np.ndarray,
-    profile: np.ndarray,
-    first: int,
-) -> None:
-    """Adds a weighted patch (planes, rows, columns, channels), plane by plane: what fits into the cache."""
+def _add(buffer: np.ndarray, corner: Sequence[int], patch: np.ndarray, shares: Sequence[np.ndarray]) -> None:
+    """Adds a patch, weighted by the product of its shares, plane by plane: what fits into the cache."""
     planes, rows, columns, channels = patch.shape
-    target = buffer[
-        first : first + planes,
-        corner[0] : corner[0] + rows,
-        corner[1] * channels : (corner[1] + columns) * channels,
-    ]
-    weighted = np.empty((rows, columns * channels), np.float32)
-    for plane, share in enumerate(profile):
-        np.multiply(patch[plane].reshape(rows, -1), weight, out=weighted)
+    x, y, z = (slice(c, c + n) for c, n in zip(corner, (planes, rows, columns), strict=True))
+    target = buffer[x, y].reshape(planes, rows, -1)[..., z.start * channels : z.stop * channels]
+    in_plane = np.repeat(np.outer(shares[1], shares[2]), channels, axis=1)
+    weighted = np.empty_like(in_plane)
+    for plane, share in enumerate(shares[0]):
+        np.multiply(patch[plane].reshape(rows, -1), in_plane, out=weighted)
         weighted *= share
         target[plane] += weighted
 
 
-def _profile(size: int, blending: str) -> np.ndarray:
-    """Weight of a patch along one axis: all 1, or a Gaussian about the centre of sigma size / 4.
+def _shift(buffer: np.ndarray, place: int, planes: int) -> None:
+    """Moves what lies beyond so many planes to the beginning of an axis; zeros come after it.
 
-    A patch's weight is the product over its axes, so that the weights of all patches sum to the product of
-    three sums along the axes.
+    Part by part, since NumPy copies what overlaps.
     """
+    if place == 0:
+        for i in range(len(buffer)):
+            buffer[i] = buffer[i + planes] if i + planes < len(buffer) else 0
+        return
+    for part in buffer:
+        along = np.moveaxis(part, place - 1, 0)
+        along[:-planes] = along[planes:]
+        along[-planes:] = 0
+
+
+def _profile(size: int, blending: str) -> np.ndarray:
+    """Weight of a patch along one axis: all 1, or a Gaussian about the centre of sigma size / 4."""
     if blending == "constant":
-        return np.ones(size, np.float32)
+        return np.ones(size)
     position = (np.arange(size) - (size - 1) / 2.0) / (size / 4.0)
-    return np.exp(-0.5 * position**2).astype(np.float32)
+    return np.exp(-0.5 * position**2)
 
 
-def _sum_of_profiles(starts: np.ndarray, profile: np.ndarray, size: int) -> np.ndarray:
+def _shares(starts: np.ndarray, profile: np.ndarray, size: int) -> dict[int, np.ndarray]:
+    """First voxel of a patch -> its weight along one axis, over the sum of all patches' weights there.
+
+    A patch's weight is the product over its axes and the patches are a grid, so that the sum of all weights
+    is the product of three sums, and what is added up needs no division in the end.
+    """
     total = np.zeros(size)
     for start in np.unique(starts):
         total[start : start + len(profile)] += profile
-    return total
+    return {
+        int(start): (profile / total[start : start + len(profile)]).astype(np.float32)
+        for start in np.unique(starts)
+    }

@@ -91,7 +91,7 @@ class Preprocessing:
         return shape
 
     def memory_mb(self, native: Grid) -> float:
-        """Memory in MB (10^6 bytes) that `image` takes at most for a scan of this shape, the scan included."""
+        """Memory in MB (10^6 bytes) that `image` takes at most for such a scan, the scan included."""
         voxels = max(math.prod(native[0]), math.prod(self.grid_shape(native)))
         return 4 * (math.prod(native[0]) + _ARRAYS[self.normalization] * voxels) / 1e6
 
