@@ -3,7 +3,8 @@
     python benchmarks/inference.py --output docs/results/inference.csv
 
 The network is a constant that is there already, so that all time measured is cutting, weighting, adding and
-normalising. Every round runs every method once, in turning order; a ratio is peer / mrseg within one round.
+normalising. Every round runs every method once, in turning order; a ratio is peer / mrseg within one round,
+of seconds on the clock and of seconds of all threads together, which other work on the machine disturbs less.
 That either gives the volume back when the network returns its input is checked before anything is timed.
 MONAI is timed as it comes, and in its buffered mode along the first axis.
 """
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=Path("docs/results/inference.csv"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", type=int, default=len(CASES), help="so many of them")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch; mrseg uses one")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # the peer's deprecations
@@ -53,7 +55,7 @@ def main() -> None:
         + f", Python {platform.python_version()}",
     }
     rows = []
-    for shape, patch, overlap in CASES:
+    for shape, patch, overlap in CASES[: options.cases]:
         for blending in ("gaussian", "constant"):
             rows += compared(shape, patch, overlap, blending, options.rounds)
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -107,18 +109,19 @@ def compared(
         "monai, buffered": lambda: monai(buffer_steps=2, buffer_dim=0),
     }
     seconds: dict[str, list[float]] = {name: [] for name in methods}
+    cpu: dict[str, list[float]] = {name: [] for name in methods}
     for method in methods.values():
         method()  # a first time, not counted
     names = list(methods)
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             methods[name]()
             seconds[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - worked)
     rows: list[dict[str, object]] = []
-    reference = np.array(seconds[names[0]])
     for name in names:
-        ratios = np.array(seconds[name]) / reference
+        ratios = np.array(seconds[name]) / seconds[names[0]]
         rows.append(
             {
                 "volume": "x".join(map(str, shape)),
@@ -130,6 +133,8 @@ def compared(
                 "ratio": round(float(np.median(ratios)), 2),
                 "ratio_low": round(float(ratios.min()), 2),
                 "ratio_high": round(float(ratios.max()), 2),
+                "cpu_seconds": round(float(np.median(cpu[name])), 3),
+                "cpu_ratio": round(float(np.median(np.array(cpu[name]) / cpu[names[0]])), 2),
                 "rounds": rounds,
             }
         )

@@ -135,7 +135,7 @@ def ask(
         for count in range(len(inference.mirror_axes) + 1):
             for axes in itertools.combinations(inference.mirror_axes, count):
                 asked, back = _flips(axes, sampling)
-                mirrored = np.ascontiguousarray(np.flip(batch, asked)) - mean
+                mirrored = np.flip(batch, asked) - mean if asked or mean.any() else batch
                 for _ in range(max(1, inference.dropout_samples)):
                     yield np.flip(_checked(forward(mirrored), shape, len(starts)), back)
 

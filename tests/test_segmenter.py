@@ -289,7 +289,7 @@ size, classes = int(sys.argv[1]), int(sys.argv[2])
 image = keras.Input((64, 64, 64, 1))
 model = keras.Model(image, keras.layers.Conv3D(classes, 1, activation="softmax")(image))
 names = tuple(f"class{c}" for c in range(classes))
-made = Segmenter(model, Preprocessing(normalization="min_max"), Sampling((64, 64, 64)), names)
+made = Segmenter(model, Preprocessing(normalization="min_max"), Sampling((64, 64, 64), 0.25), names)
 native = ((size,) * 3, np.diag([-1.0, -1.0, 1.0, 1.0]))
 print(made.memory_mb(native, inference=Inference(uncertainty="entropy")))
 scan = np.random.default_rng(0).random(native[0], np.float32), native[1]
