@@ -8,6 +8,8 @@ mrseg.baselines   methods without a network: Otsu, low-intensity mask, CUSUM, de
 mrseg.postprocess clean-up of label maps
 mrseg.attenuation attenuation maps at 511 keV; mrseg.perfusion: curves of a DSC series
 mrseg.Segmenter   network + preprocessing + label table + provenance in one folder
+mrseg.Inference   how it is asked: overlap, blending, mirrors, Monte-Carlo dropout, uncertainty
+mrseg.predict_cohort   every scan of a manifest or BIDS folder, as BIDS derivatives
 mrseg.evaluate    tidy rows: subject, class, metric, value
 mrseg.summarize   pooled over voxels, mean over subjects, mean over slices; mrseg.compare: two methods, paired
 mrseg.recipes     one YAML page per experiment of a paper
@@ -21,7 +23,13 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    {"segmenter": ["Segmenter"], "evaluation": ["evaluate"], "summaries": ["compare", "summarize"]},
+    {
+        "segmenter": ["Segmenter"],
+        "passes": ["Inference"],
+        "evaluation": ["evaluate"],
+        "prediction": ["predict_cohort"],
+        "summaries": ["compare", "summarize"],
+    },
     modules=[
         "data", "models", "transfer", "metrics", "recipes",
         "baselines", "attenuation", "perfusion", "postprocess",

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -37,12 +38,12 @@ table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after a user's mistake that was told in one line."""
+    """Runs one command; returns 0, 1 where a scan of a cohort failed, 2 after a mistake told in one line."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (InputError, OSError) as reason:
         if options.verbose:
             logging.getLogger(__name__).exception("where it happened")
@@ -51,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mrseg: stopped; start the same command again to go on.", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], None], text: str, more: str = ""
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str, more: str = ""
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
@@ -126,13 +126,36 @@ def _parser() -> argparse.ArgumentParser:
             help="log there too (pip install 'mrseg[tensorboard]' or 'mrseg[wandb]')",
         )
 
-    predict = command("predict", _predict, "segment a scan on its own grid")
+    predict = command("predict", _predict, "segment a scan or a cohort on the scans' own grids", PREDICT)
     predict.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
-    predict.add_argument("--input", type=Path, required=True, help="scan, .nii or .nii.gz")
-    predict.add_argument("--output", type=Path, required=True, help="label map to write, .nii or .nii.gz")
+    what = predict.add_mutually_exclusive_group(required=True)
+    what.add_argument("--input", type=Path, help="scan, .nii or .nii.gz")
+    what.add_argument("--data", type=Path, help="manifest (TSV), BIDS folder, or folder of a known data set")
     predict.add_argument(
-        "--picture", type=Path, help="overlay to write (default: beside the label map, .png)"
+        "--output", type=Path, required=True,
+        help="with --input the label map to write, .nii or .nii.gz; with --data a folder",
+    )  # fmt: skip
+    predict.add_argument(
+        "--picture", type=Path, help="with --input: overlay to write (default: beside the label map, .png)"
     )
+    predict.add_argument("--sequence", help="with --data: which scans (default: the segmenter's own)")
+    predict.add_argument("--probabilities", action="store_true", help="write those of all classes too")
+    predict.add_argument(
+        "--uncertainty",
+        choices=("entropy", "mirror", "dropout"),
+        help="write a map: entropy, or the variance over mirrors or dropout",
+    )
+    predict.add_argument("--mirror", action="store_true", help="average with the left-right mirrored scan")
+    predict.add_argument(
+        "--dropout-samples", type=int, metavar="N",
+        help="average N passes with dropout (default: 0; 20 with --uncertainty dropout)",
+    )  # fmt: skip
+    predict.add_argument("--overlap", type=float, help="shared fraction of patches (default: as trained)")
+    predict.add_argument(
+        "--blending", default="gaussian", choices=("gaussian", "constant"), help="default: gaussian"
+    )
+    predict.add_argument("--whole", action="store_true", help="the whole volume (or whole slices) at once")
+    predict.add_argument("--batch-size", type=int, help="patches in one call (default: 2)")
 
     evaluate = command("evaluate", _evaluate, "score a segmenter on the test cases of a manifest", EVALUATE)
     evaluate.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
@@ -206,6 +229,17 @@ T1-w heads come with mrseg. Nothing is ever downloaded.
   mrseg weights ward7_t1 --import ward7_t1.zip            on the other machine
 """
 
+PREDICT = """\
+One scan:
+
+  mrseg predict --segmenter runs/t2/segmenter --input t2.nii.gz --output t2_dseg.nii.gz
+
+A cohort, written as BIDS derivatives (sub-01/anat/sub-01_desc-mrseg_dseg.nii.gz, ...). A scan that fails is
+reported at the end, the others go on, and the exit code is 1. The same command again does what is missing:
+
+  mrseg predict --segmenter runs/t2/segmenter --data bids --output derivatives/mrseg --uncertainty entropy
+"""
+
 EVALUATE = """\
 Writes scores.csv (subject, class, metric, value), slices.csv (the same for every slice), report.html with
 pictures, and every table of it as LaTeX and CSV. Figures are pooled over voxels, and means over subjects and
@@ -262,34 +296,46 @@ def _train(options: argparse.Namespace) -> None:
         print(f"\n{text}\n\nreport: {options.output / 'report.html'}")
 
 
-def _predict(options: argparse.Namespace) -> None:
-    import numpy as np
-
-    from mrseg._files import writable_folder
-    from mrseg.data.geometry import to_canonical, voxel_sizes
-    from mrseg.data.io import nifti_path, read_volume, write_labels
-    from mrseg.pictures import overlay, save_png
+def _predict(options: argparse.Namespace) -> int:
+    from mrseg.data.io import nifti_path
+    from mrseg.formats import to_text
+    from mrseg.passes import Inference
+    from mrseg.prediction import FAILED, predict_cohort, predict_scan
     from mrseg.segmenter import Segmenter
+    from mrseg.tables import table
 
-    writable_folder(nifti_path(options.output).parent)
-    if options.output.resolve() == options.input.resolve():
-        raise error("The label map is another file than the scan.", options.output)
-    scan = read_volume(options.input)
-    segmenter = Segmenter.load(options.segmenter)
-    labels = np.asarray(segmenter(scan, progress=True).dataobj)
-    provenance = {"input": options.input.name, "segmenter": segmenter.provenance}
-    write_labels(options.output, labels, scan[1], segmenter.class_names, provenance)
-    array, affine = to_canonical(scan)
-    figure = overlay(
-        array,
-        to_canonical((labels, scan[1]))[0],
-        class_names=segmenter.class_names,
-        spacing_mm=voxel_sizes(affine),
-        title=options.input.name,
+    misplaced = options.sequence if options.input else options.picture
+    if misplaced:
+        raise error("--sequence belongs to --data, --picture to --input.", misplaced)
+    samples = options.dropout_samples
+    if samples is None:
+        samples = 20 if options.uncertainty == "dropout" else 0
+    inference = Inference(
+        overlap=options.overlap,
+        blending=options.blending,
+        mirror_axes=(0,) if options.mirror or options.uncertainty == "mirror" else (),
+        extent="whole" if options.whole else "patch",
+        dropout_samples=samples,
+        uncertainty=options.uncertainty,
+        batch_size=options.batch_size,
     )
-    stem = options.output.name.removesuffix(".gz").removesuffix(".nii")
-    picture = save_png(figure, options.picture or options.output.with_name(f"{stem}.png"))
-    print(f"label map: {options.output}\npicture: {picture}")
+    if options.input:
+        nifti_path(options.output)  # before the network is loaded
+    segmenter = Segmenter.load(options.segmenter)
+    common = {"inference": inference, "probabilities": options.probabilities, "progress": True}
+    if options.input:
+        files = predict_scan(segmenter, options.input, options.output, picture=options.picture, **common)
+        print(
+            "\n".join(f"{'label map' if what == 'labels' else what}: {path}" for what, path in files.items())
+        )
+        return 0
+    rows = predict_cohort(segmenter, options.data, options.output, sequence=options.sequence, **common)
+    counts = Counter(row["status"] for row in rows)
+    told = [row for row in rows if row["reason"]]
+    if told:
+        print(to_text(table(told, caption="Scans that were left out.")))
+    print(f"\n{', '.join(f'{count} {status}' for status, count in counts.items())}: {options.output}")
+    return 1 if counts[FAILED] else 0
 
 
 def _evaluate(options: argparse.Namespace) -> None:

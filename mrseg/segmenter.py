@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,16 @@ from mrseg import store
 from mrseg._checks import InputError, choice, error, existing_folder
 from mrseg._files import atomic_folder
 from mrseg.data.cases import Case
-from mrseg.data.geometry import Volume
+from mrseg.data.geometry import Grid, Volume
 from mrseg.data.io import read_volume
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
-from mrseg.inference import compile_forward, predict_probabilities
+from mrseg.forward import LARGEST_MULTIPLE, compile_forward, for_volume, with_dropout
+from mrseg.inference import predict_slabs, whole
+from mrseg.maps import Maps, collect, memory_mb
+from mrseg.passes import BATCH_SIZE, DEFAULT, Forward, Inference
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,7 +67,10 @@ class Segmenter:
             raise error(
                 "Every output channel needs a class name.", f"{channels} channels, {self.class_names}"
             )
-        self._forward: Callable[[np.ndarray], np.ndarray] | None = None
+        self._forwards: dict[
+            tuple[tuple[int, ...] | None, int | None, bool],
+            tuple[Forward, Sampling, Callable[[int], None] | None],
+        ] = {}
 
     @classmethod
     def load(cls, folder: str | Path) -> Segmenter:
@@ -145,9 +154,8 @@ class Segmenter:
         Returns:
             NIfTI image of uint8 labels.
         """
-        volume = scan if isinstance(scan, tuple) else read_volume(scan)
-        labels = self.probabilities(volume, progress=progress).argmax(-1).astype(np.uint8)
-        image = nib.Nifti1Image(labels, volume[1])
+        maps = self.predict(scan, progress=progress)
+        image = nib.Nifti1Image(maps.labels, maps.affine)
         image.header.set_xyzt_units("mm")
         return image
 
@@ -161,18 +169,123 @@ class Segmenter:
         Returns:
             (x, y, z, classes) float32.
         """
-        image, affine = self.preprocessing.image(volume)
-        if self._forward is None:
-            self._forward = compile_forward(self.model, (self.batch_size, *self.sampling.input_shape))
-        probabilities = predict_probabilities(
-            self._forward,
-            image,
-            self.sampling,
-            num_classes=len(self.class_names),
-            batch_size=self.batch_size,
-            progress=progress,
+        maps = self.predict(volume, probabilities=True, progress=progress)
+        assert maps.probabilities is not None
+        return maps.probabilities
+
+    def predict(
+        self,
+        scan: str | Path | Volume,
+        *,
+        inference: Inference = DEFAULT,
+        probabilities: bool = False,
+        scratch: str | Path | None = None,
+        progress: bool = False,
+    ) -> Maps:
+        """Labels of a scan on its own grid and, when asked for, probabilities and a map of uncertainty.
+
+        The memory it takes at most (`memory_mb`) is logged before it starts.
+
+        Args:
+            scan: file, or (array (x, y, z) in any orientation, affine).
+            inference: overlap, blending, mirrors, Monte-Carlo dropout, which uncertainty.
+            probabilities: keep those of all classes.
+            scratch: folder of a temporary file that holds them instead of the memory.
+            progress: show a bar over the patches.
+
+        Returns:
+            Arrays in the scan's orientation, and its affine.
+
+        Raises:
+            InputError: a scan that cannot be read or normalised; a network that has no dropout or cannot be
+                built at the volume's size, where these are asked for; answers that are no probabilities.
+        """
+        volume = scan if isinstance(scan, tuple) else read_volume(scan)
+        native: Grid = (volume[0].shape, volume[1])
+        estimate = self.memory_mb(
+            native, inference=inference, probabilities=probabilities and scratch is None
         )
-        return self.preprocessing.to_native(probabilities, affine, volume[0].shape, volume[1])
+        log.info("at most %.0f MB besides the network and TensorFlow", estimate)
+        image, affine = self.preprocessing.image(volume)
+        inference = self._settled(inference)
+        forward, sampling = self._compiled(image.shape, inference)
+        classes = len(self.class_names)
+        slabs = predict_slabs(
+            forward, image, sampling, num_classes=classes, inference=inference, progress=progress
+        )
+        return collect(
+            slabs, (image.shape, affine), native, num_classes=classes, uncertainty=inference.uncertainty,
+            probabilities=probabilities, scratch=scratch,
+        )  # fmt: skip
+
+    def memory_mb(
+        self, native: Grid, *, inference: Inference = DEFAULT, probabilities: bool = False
+    ) -> float:
+        """Memory in MB (10^6 bytes) that `predict` takes at most, besides the network and TensorFlow.
+
+        Args:
+            native: shape and affine of the scan, as `mrseg.data.io.volume_header` reads them.
+            inference: as for `predict`.
+            probabilities: whether those of all classes are kept in memory.
+        """
+        shape, inference = self.preprocessing.grid_shape(native), self._settled(inference)
+        sampling = self.sampling
+        if inference.extent == "whole":
+            patch = [n for n, thick in zip(shape, sampling.patch_shape, strict=True) if thick != 1]
+            sampling = whole(sampling, [-(-n // LARGEST_MULTIPLE) * LARGEST_MULTIPLE for n in patch])
+        predicting = memory_mb(
+            shape, native, sampling, len(self.class_names), inference=inference, probabilities=probabilities,
+            resampled=self.preprocessing.grid != "native",
+        )  # fmt: skip
+        return max(self.preprocessing.memory_mb(native), predicting)
+
+    def check(self, inference: Inference) -> None:
+        """Raises InputError unless the network can be asked in this way (dropout, whole volumes)."""
+        self._compiled(self.sampling.patch_shape, self._settled(inference))
+
+    @property
+    def digest(self) -> str:
+        """Checksum of what decides a label map: network, weights, preprocessing, sampling, class names."""
+        parts = [
+            dataclasses.asdict(self.preprocessing),
+            dataclasses.asdict(self.sampling),
+            self.class_names,
+            self.model.to_json(),
+        ]
+        total = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+        for weight in self.model.get_weights():
+            total.update(np.ascontiguousarray(weight).tobytes())
+        return total.hexdigest()
+
+    def _settled(self, inference: Inference) -> Inference:
+        """The same with a batch size: the segmenter's own, or 1 where a volume is one patch."""
+        if inference.extent == "whole" and self.sampling.slice_axis is None:
+            return dataclasses.replace(inference, batch_size=1)
+        return dataclasses.replace(inference, batch_size=inference.batch_size or self.batch_size)
+
+    def _compiled(self, shape: tuple[int, ...], inference: Inference) -> tuple[Forward, Sampling]:
+        """The compiled network and the patches it takes; made once for every kind of call."""
+        spatial = None
+        if inference.extent == "whole":
+            spatial = tuple(
+                n for n, patch in zip(shape, self.sampling.patch_shape, strict=True) if patch != 1
+            )
+            # Another size is another network; only the last one is kept.
+            self._forwards = {key: made for key, made in self._forwards.items() if key[0] in (None, spatial)}
+        key = (spatial, inference.batch_size, bool(inference.dropout_samples))
+        if key not in self._forwards:
+            network, sampling, restart = self.model, self.sampling, None
+            if spatial is not None:
+                network = for_volume(network, spatial)
+                sampling = whole(sampling, network.input_shape[1:-1])
+            if inference.dropout_samples:
+                network, restart = with_dropout(network)
+            batch_shape = (inference.batch_size or BATCH_SIZE, *sampling.input_shape)
+            self._forwards[key] = compile_forward(network, batch_shape), sampling, restart
+        forward, sampling, restart = self._forwards[key]
+        if restart:
+            restart(inference.seed)
+        return forward, sampling
 
 
 def subject_digest(case: Case) -> str:

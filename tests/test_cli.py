@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,50 @@ def test_predict_writes_labels_on_the_scans_grid_a_sidecar_and_a_picture(house, 
     np.testing.assert_array_equal(labels.affine, image.affine)
     assert set(np.unique(labels.dataobj)) <= {0, 1, 2}
     assert sorted(p.name for p in out.parent.iterdir()) == ["t2_dseg.json", "t2_dseg.nii.gz", "t2_dseg.png"]
+
+
+def test_predict_goes_through_a_cohort_and_its_exit_code_tells_of_a_bad_scan(house, tmp_path, capsys):
+    shutil.copytree(house / "raw", tmp_path / "raw")
+    scans = sorted((tmp_path / "raw").rglob("*T2w.nii.gz"))
+    content = scans[0].read_bytes()
+    scans[0].write_bytes(b"hello")
+    out = tmp_path / "out"
+    command = (
+        "predict", "--segmenter", house / "t2/segmenter", "--data", tmp_path / "raw/cohort.tsv",
+        "--output", out, "--uncertainty", "mirror", "--probabilities", "--overlap", "0.25",
+    )  # fmt: skip
+    assert run(*command) == 1
+    told = capsys.readouterr().out
+    assert "2 written" in told and "1 failed" in told and scans[0].name in told
+    assert len(list(out.rglob("*_dseg.nii.gz"))) == len(list(out.rglob("*_probseg.nii.gz"))) == 2
+    assert len(list(out.rglob("*_desc-uncertainty_mirror.nii.gz"))) == 2
+    scans[0].write_bytes(content)
+    assert run(*command) == 0
+    assert "1 written" in (told := capsys.readouterr().out) and "2 there already" in told
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--overlap", "1.0"], "overlap"),
+        (["--sequence", "T1w"], "--sequence belongs to --data"),
+        (["--uncertainty", "dropout"], "network with dropout"),
+        (["--uncertainty", "mirror", "--dropout-samples", "3"], "no dropout besides"),
+    ],
+)
+def test_predict_refuses_impossible_options_in_one_line(house, tmp_path, capsys, more, words):
+    scan = next((house / "raw").rglob("*T2w.nii.gz"))
+    message = refused(
+        capsys, "predict", "--segmenter", house / "t2/segmenter", "--input", scan,
+        "--output", tmp_path / "x.nii.gz", *more,
+    )  # fmt: skip
+    assert words in message and not list(tmp_path.glob("x*"))
+
+
+def test_predict_takes_one_scan_or_a_cohort(house, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("predict", "--segmenter", house / "t2/segmenter", "--output", tmp_path / "x.nii.gz")
+    assert ended.value.code == 2 and "--input --data" in capsys.readouterr().err
 
 
 def test_evaluate_writes_scores_and_a_page(house, tmp_path, capsys):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -17,7 +19,10 @@ from mrseg.data.io import write_volume
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
 from mrseg.metrics.losses import CategoricalDice
+from mrseg.models.islam2025 import unet
+from mrseg.models.mecheter2020 import segnet
 from mrseg.models.mecheter2023 import se_unet3d
+from mrseg.passes import Inference
 from mrseg.segmenter import Segmenter
 
 LPS = np.array([[-1.0, 0, 0, 20], [0, -1.5, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
@@ -137,3 +142,186 @@ def test_a_fresh_process_loads_a_network_with_layers_of_our_own_trained_with_a_l
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.count("bright") == 2
+
+
+def random_scan(shape=(13, 18, 11)):
+    return np.random.default_rng(0).random(shape).astype(np.float32), LPS
+
+
+def test_predict_gives_all_maps_on_the_scans_grid_and_says_the_memory_before(caplog):
+    volume = scan()
+    with caplog.at_level(logging.INFO, logger="mrseg.segmenter"):
+        maps = segmenter().predict(volume, inference=Inference(uncertainty="entropy"), probabilities=True)
+    assert "MB besides the network" in caplog.text
+    np.testing.assert_array_equal(maps.labels, volume[0] > 45)
+    np.testing.assert_array_equal(maps.probabilities.argmax(-1), maps.labels)
+    assert maps.uncertainty.shape == volume[0].shape and maps.uncertainty.max() < 0.01
+    np.testing.assert_array_equal(maps.affine, LPS)
+
+
+def test_a_prediction_does_not_change_the_scan():
+    image = random_scan()[0]
+    kept = image.copy()
+    segmenter()((image, np.eye(4)))
+    np.testing.assert_array_equal(image, kept)
+
+
+def test_the_memory_stated_for_a_scan_s_header_is_that_logged_for_the_scan(caplog):
+    volume, made = random_scan(), segmenter()
+    with caplog.at_level(logging.INFO, logger="mrseg.segmenter"):
+        made.predict(volume, probabilities=True)
+    stated = made.memory_mb((volume[0].shape, LPS), probabilities=True)
+    assert f"at most {stated:.0f} MB" in caplog.text
+
+
+def test_volumes_of_all_sizes_and_options_share_one_trace():
+    traces = []
+
+    @keras.saving.register_keras_serializable("tests")
+    class Note(keras.layers.Layer):
+        def call(self, x):
+            traces.append(1)
+            return keras.ops.concatenate([x, 1 - x], -1)
+
+    image = keras.Input((8, 8, 8, 1))
+    made = segmenter(model=keras.Model(image, Note()(image)))
+    traces.clear()
+    for shape in [(8, 8, 8), (13, 18, 11), (5, 30, 9)]:
+        made(random_scan(shape))
+        made.predict(
+            random_scan(shape), inference=Inference(mirror_axes=(0,), overlap=0.25, blending="constant")
+        )
+    assert len(traces) == 1
+
+
+def direction_network():
+    """Probability of class 1: the left neighbour's image value, so that mirrors disagree at edges."""
+    image = keras.Input((8, 8, 8, 1))
+    conv = keras.layers.Conv3D(1, 3, padding="same", use_bias=False)
+    left = conv(image)
+    kernel = np.zeros((3, 3, 3, 1, 1))
+    kernel[0, 1, 1] = 1
+    conv.set_weights([kernel])
+    return keras.Model(image, keras.layers.Concatenate()([1 - left, left]))
+
+
+def test_the_variance_over_mirrors_is_that_of_the_neighbours_left_and_right():
+    """One patch: p is x[i-1], its mirrored pass x[i+1]; the variance of two values is ((a - b) / 2)^2."""
+    image = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
+    image[0, 0, 0], image[7, 7, 7] = 0, 1  # min_max changes nothing
+    made = segmenter(model=direction_network())
+    inference = Inference(mirror_axes=(0,), uncertainty="mirror")
+    maps = made.predict((image, np.eye(4)), inference=inference, probabilities=True)
+    padded = np.pad(image, ((1, 1), (0, 0), (0, 0)))
+    left, right = padded[:-2], padded[2:]
+    np.testing.assert_allclose(maps.probabilities[..., 1], (left + right) / 2, atol=1e-5)
+    np.testing.assert_allclose(maps.uncertainty, ((left - right) / 2) ** 2, atol=1e-5)
+
+
+def sampled_segmenter():
+    return segmenter(model=segnet((32, 32, 1), 2, filters=2), sampling=Sampling((32, 32, 1)))
+
+
+def test_monte_carlo_dropout_gives_the_same_maps_for_one_seed_whatever_was_predicted_before():
+    inference = Inference(dropout_samples=3, uncertainty="dropout")
+    made = sampled_segmenter()
+    first = made.predict(random_scan(), inference=inference)
+    made.predict(random_scan((9, 9, 4)), inference=inference)
+    again = made.predict(random_scan(), inference=inference)
+    np.testing.assert_array_equal(first.uncertainty, again.uncertainty)
+    assert 0 < first.uncertainty.max() <= 0.25
+    other = made.predict(random_scan(), inference=dataclasses.replace(inference, seed=1))
+    assert (other.uncertainty != first.uncertainty).any()
+
+
+def test_a_network_that_cannot_be_asked_so_says_it_before_any_scan_is_read():
+    with pytest.raises(InputError, match="needs a network with dropout"):
+        segmenter().check(Inference(dropout_samples=2))
+    sampled_segmenter().check(Inference(dropout_samples=2, extent="whole"))
+
+
+@pytest.mark.parametrize("patch", [(8, 8, 8), (8, 8, 1), (8, 1, 8)])
+def test_a_whole_volume_at_once_is_the_network_on_the_padded_volume(patch):
+    """13 x 18 x 11 in 16 x 24 x 16 with the volume in the middle; slices in 16 x 24 and so on."""
+    shape = tuple(n for n in patch if n != 1)
+    model = unet((*shape, 1), 2, filters=2, head="softmax")
+    made = segmenter(model=model, sampling=Sampling(patch))
+    volume = random_scan()[0], np.eye(4)
+    out = made.predict(volume, inference=Inference(extent="whole"), probabilities=True).probabilities
+    image = (volume[0] - volume[0].min()) / (volume[0].max() - volume[0].min())
+    wanted = [1 if thick == 1 else -(-n // 8) * 8 for n, thick in zip(image.shape, patch, strict=True)]
+    before = [max(0, w - n) // 2 for w, n in zip(wanted, image.shape, strict=True)]
+    padded = np.pad(
+        image, [(b, max(0, w - n) - b) for b, w, n in zip(before, wanted, image.shape, strict=True)]
+    )
+    open_model = unet((*[None for _ in shape], 1), 2, filters=2, head="softmax")
+    open_model.set_weights(model.get_weights())
+    axis = patch.index(1) if 1 in patch else None
+    if axis is None:
+        answer = open_model(padded[None, ..., None], training=False).numpy()[0]
+    else:
+        slices = np.moveaxis(padded, axis, 0)[..., None]
+        answer = np.moveaxis(open_model(slices, training=False).numpy(), 0, axis)
+    inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape, strict=True))
+    np.testing.assert_allclose(out, answer[inside], atol=1e-5)
+
+
+def test_the_digest_is_that_of_what_decides_a_label_map(tmp_path):
+    made = segmenter()
+    made.save(tmp_path / "s")
+    assert Segmenter.load(tmp_path / "s").digest == Segmenter.load(tmp_path / "s").digest == made.digest
+    made.provenance, made.batch_size = {"other": 1}, 5
+    assert Segmenter.load(tmp_path / "s").digest == made.digest
+    others = [
+        segmenter(class_names=("a", "b")),
+        segmenter(sampling=Sampling((8, 8, 8), 0.25)),
+        segmenter(preprocessing=Preprocessing()),
+    ]
+    made.model.layers[-1].set_weights([w + 1 for w in made.model.layers[-1].get_weights()])
+    assert len({made.digest, *(other.digest for other in others)}) == 4
+
+
+PEAK = """
+import resource, sys
+import keras, numpy as np
+from mrseg.data.patches import Sampling
+from mrseg.data.preprocessing import Preprocessing
+from mrseg.passes import Inference
+from mrseg.segmenter import Segmenter
+
+size, classes = int(sys.argv[1]), int(sys.argv[2])
+image = keras.Input((64, 64, 64, 1))
+model = keras.Model(image, keras.layers.Conv3D(classes, 1, activation="softmax")(image))
+names = tuple(f"class{c}" for c in range(classes))
+made = Segmenter(model, Preprocessing(normalization="min_max"), Sampling((64, 64, 64), 0.25), names)
+native = ((size,) * 3, np.diag([-1.0, -1.0, 1.0, 1.0]))
+print(made.memory_mb(native, inference=Inference(uncertainty="entropy")))
+scan = np.random.default_rng(0).random(native[0], np.float32), native[1]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+maps = made.predict(scan, inference=Inference(uncertainty="entropy"))
+assert maps.labels.shape == native[0]
+print(before * 1024 / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+"""
+
+
+def peak_rss(size, classes):
+    """MB: the statement, the process with scan and network, and its peak."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", PEAK, str(size), str(classes)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return [float(word) for word in done.stdout.split()]
+
+
+@pytest.mark.slow
+def test_a_volume_of_256_cubed_with_4_classes_takes_less_than_2500_mb_in_all():
+    stated, before, peak = peak_rss(256, 4)
+    assert peak < 2500
+    assert peak - before < stated
+
+
+@pytest.mark.slow
+def test_class_probabilities_of_512_cubed_with_10_classes_never_exist_whole():
+    """They would take 5369 MB by themselves."""
+    stated, before, peak = peak_rss(512, 10)
+    assert peak - before < stated < 5369
+    assert peak < 5369

@@ -69,6 +69,14 @@ def to_canonical(volume: Volume) -> Volume:
     return np.ascontiguousarray(turned), affine @ orientations.inv_ornt_aff(to_ras, array.shape[:3])
 
 
+def canonical_grid(native: Grid) -> Grid:
+    """Shape and affine that `to_canonical` gives a volume of this shape and affine."""
+    affine = check_affine("affine", native[1])
+    to_ras = orientations.io_orientation(affine)
+    x, y, z = (int(native[0][place]) for place in np.argsort(to_ras[:, 0]))
+    return (x, y, z), affine @ orientations.inv_ornt_aff(to_ras, native[0])
+
+
 def from_canonical(array: np.ndarray, native_shape: Sequence[int], native_affine: np.ndarray) -> np.ndarray:
     """Turns a canonical array back to the native orientation: the exact inverse of ``to_canonical``.
 

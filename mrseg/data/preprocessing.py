@@ -8,13 +8,16 @@ normalisation), islam2025 section 3.1.1.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from mrseg._checks import IGNORE_LABEL, choice, error, positive_ints
 from mrseg.data.geometry import (
+    Grid,
     Volume,
+    canonical_grid,
     from_canonical,
     grid_with_spacing,
     head_grid,
@@ -24,6 +27,9 @@ from mrseg.data.geometry import (
     voxel_sizes,
 )
 from mrseg.data.normalization import NORMALIZATIONS
+
+#: Arrays of the volume's size, counted as float32, that exist at once while it is resampled and normalised.
+_ARRAYS = {"lcn": 6, "quantile_zscore": 8.5, "min_max": 6, "histogram_equalization": 16}
 
 GRIDS = ("native", "foreground", "spacing", "head", "plane", "acquisition")
 
@@ -74,7 +80,25 @@ class Preprocessing:
         canonical = to_canonical(volume)
         shape, affine = self._working_grid(canonical)
         array = _onto(canonical, shape, affine, order=1)
-        return NORMALIZATIONS[self.normalization](array.astype(np.float32)), affine
+        return NORMALIZATIONS[self.normalization](array.astype(np.float32, copy=False)), affine
+
+    def grid_shape(self, native: Grid) -> tuple[int, ...]:
+        """Voxels of a scan's working grid, known without its values; ``foreground``: at most these."""
+        shape, affine = canonical_grid(native)
+        if self.grid == "spacing":
+            assert self.spacing_mm is not None
+            return grid_with_spacing(shape, affine, self.spacing_mm)[0]
+        if self.grid in ("head", "plane"):
+            assert self.shape is not None
+            return self.shape if self.grid == "head" else plane_grid(shape, affine, self.shape)[0]
+        if self.grid == "acquisition":
+            return _slices_last(shape, affine)[0]
+        return shape
+
+    def memory_mb(self, native: Grid) -> float:
+        """Memory in MB (10^6 bytes) that `image` takes at most for such a scan, the scan included."""
+        voxels = max(math.prod(native[0]), math.prod(self.grid_shape(native)))
+        return 4 * (math.prod(native[0]) + _ARRAYS[self.normalization] * voxels) / 1e6
 
     def labels(self, volume: Volume, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
         """Brings a label map onto a working grid by nearest neighbour; uint8, 255 where it says nothing."""
@@ -137,10 +161,12 @@ def _slices_last(shape: tuple[int, ...], affine: np.ndarray) -> tuple[tuple[int,
 
 def _foreground_box(array: np.ndarray, affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
     """Grid of the smallest box that holds every voxel above 0."""
-    above = np.argwhere(array > 0)
-    if not len(above):
+    above = array > 0
+    if not above.any():
         raise error("preprocessing.grid 'foreground' needs voxels above 0.", f"a maximum of {array.max()}")
-    first, last = above.min(0), above.max(0)
+    # Axis by axis: the indices of all voxels would take 24 bytes each.
+    along = [np.flatnonzero(above.any(tuple(b for b in range(3) if b != a))) for a in range(3)]
+    first, last = (np.array([found[end] for found in along]) for end in (0, -1))
     moved = affine.copy()
     moved[:3, 3] = (affine @ [*first, 1.0])[:3]
     return tuple(int(n) for n in last - first + 1), moved

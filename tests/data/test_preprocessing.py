@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -141,3 +143,29 @@ def test_the_acquisition_grid_lays_the_thickest_axis_last_and_changes_no_voxel(t
 def test_cubes_are_cut_along_z():
     image, affine = Preprocessing(grid="acquisition", normalization="min_max").image((scan()[0], np.eye(4)))
     assert image.shape == (20, 18, 12)
+
+
+@pytest.mark.parametrize("normalization", ["lcn", "quantile_zscore", "min_max", "histogram_equalization"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"grid": "native"},
+        {"grid": "foreground"},
+        {"grid": "spacing", "spacing_mm": (1.0, 1.0, 1.0)},
+        {"grid": "spacing", "spacing_mm": (2.0, 2.0, 2.0)},
+        {"grid": "plane", "shape": (32, 32)},
+        {"grid": "head", "shape": (32, 32, 16)},
+        {"grid": "acquisition"},
+    ],
+    ids=lambda steps: steps["grid"],
+)
+def test_grid_and_memory_are_known_before_the_scan_is_read(steps, normalization):
+    image = np.random.default_rng(0).random((96, 80, 64)).astype(np.float32) + 0.1
+    image[8:-8, 8:-8, 4:-4] += 9  # a head for the grid of that name
+    made, native = Preprocessing(**steps, normalization=normalization), ((96, 80, 64), LPS)
+    tracemalloc.start()
+    working = made.image((image, LPS))[0]
+    peak = (tracemalloc.get_traced_memory()[1] + image.nbytes) / 1e6
+    tracemalloc.stop()
+    assert made.grid_shape(native) == working.shape  # random voxels above 0 reach every border
+    assert peak < made.memory_mb(native)

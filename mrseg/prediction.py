@@ -1,0 +1,285 @@
+"""Prediction to files: one scan, or every scan of a manifest or BIDS folder as a BIDS derivative."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from tqdm import tqdm
+
+from mrseg import __version__
+from mrseg._checks import InputError, error, existing_file
+from mrseg._files import atomic_file, writable_folder
+from mrseg.data.geometry import Volume, to_canonical, voxel_sizes
+from mrseg.data.io import nifti_path, read_sidecar, read_volume, sidecar_path, write_labels, write_volume
+from mrseg.data.scans import find_scans
+from mrseg.maps import Maps
+from mrseg.passes import DEFAULT, Inference
+from mrseg.pictures import overlay, save_png
+from mrseg.segmenter import Segmenter
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, str]
+WRITTEN, THERE, FAILED, UNKNOWN = "written", "there already", "failed", "not understood"
+
+_BIDS_VERSION = "1.9.0"
+_MEANING = {
+    "entropy": "Entropy of the class probabilities divided by log(classes): 0 certain, 1 all classes equal.",
+    "mirror": "Variance of the class probabilities over mirrored inputs, mean over classes.",
+    "dropout": "Variance of the class probabilities over passes with dropout, mean over classes.",
+}
+
+
+def predict_scan(
+    segmenter: Segmenter,
+    scan: str | Path,
+    output: str | Path,
+    *,
+    inference: Inference = DEFAULT,
+    probabilities: bool = False,
+    picture: Path | None = None,
+    progress: bool = False,
+) -> dict[str, Path]:
+    """Segments one scan into files: label map, sidecar and picture, and the maps that are asked for.
+
+    Args:
+        segmenter: the network with its preprocessing.
+        scan: NIfTI file.
+        output: label map to write. With the name ``t2_dseg.nii.gz`` the others are ``t2_dseg.json``,
+            ``t2_dseg.png``, ``t2_probseg.nii.gz`` and ``t2_desc-uncertainty_entropy.nii.gz``.
+        inference: how the network is asked.
+        probabilities: write those of all classes.
+        picture: another name for the picture.
+        progress: show a bar over the patches.
+
+    Returns:
+        What was written: ``labels``, ``picture``, ``probabilities``, ``uncertainty`` -> file.
+
+    Raises:
+        InputError: a scan or an output that cannot be, the network of no use for ``inference``.
+    """
+    output = nifti_path(output)
+    writable_folder(output.parent)
+    if output.resolve() == Path(scan).resolve():
+        raise error("The label map is another file than the scan.", output)
+    volume = read_volume(scan)
+    files = _files(output, inference, probabilities)
+    files["picture"] = picture or files["picture"]
+    origin = {"input": Path(scan).name, **_origin(segmenter, inference)}
+    _write(segmenter, volume, files, inference, origin, title=Path(scan).name, progress=progress)
+    return files
+
+
+def predict_cohort(
+    segmenter: Segmenter,
+    data: str | Path,
+    output: str | Path,
+    *,
+    sequence: str | None = None,
+    inference: Inference = DEFAULT,
+    probabilities: bool = False,
+    progress: bool = False,
+) -> list[Row]:
+    """Segments every scan of a cohort into a folder of BIDS derivatives.
+
+    A scan that fails is reported and the others go on. A scan whose files are there, from the same scan,
+    segmenter and options, is left as it is; so a run that was interrupted goes on.
+
+    Args:
+        segmenter: the network with its preprocessing.
+        data: manifest, folder of a known data set, or BIDS folder (see
+            `mrseg.data.scans.find_scans`).
+        output: folder; ``sub-01/anat/sub-01_desc-mrseg_dseg.nii.gz`` with ``.json`` (labels, origin),
+            ``.tsv`` (label table) and ``.png`` are written there, and the maps that are asked for.
+        sequence: which scans; None takes the segmenter's own sequence.
+        inference: how the network is asked.
+        probabilities: write those of all classes.
+        progress: show a bar over the scans.
+
+    Returns:
+        Rows of ``scan``, ``status`` (``written``, ``there already``, ``failed``, ``not understood``) and
+        ``reason``.
+
+    Raises:
+        InputError: no scan of the sequence; a foreign output folder; a network of no use for ``inference``.
+    """
+    sequence = sequence or segmenter.sequence
+    if not sequence:
+        raise error("The scans' sequence must be known.", "none", "Pass sequence, say T2w.")
+    scans, unknown = find_scans(data, sequence)
+    segmenter.check(inference)
+    output = writable_folder(output)
+    if output.resolve() == Path(data).resolve():
+        raise error("Derivatives go into a folder of their own.", output)
+    _describe(output)
+    origin = {"sequence": sequence, **_origin(segmenter, inference)}
+    rows = []
+    for scan in tqdm(scans, desc=f"segmenting {sequence}", unit="scan", disable=not progress):
+        status, reason = WRITTEN, ""
+        try:
+            labels = output / scan.folder / f"{scan.stem}_desc-mrseg_dseg.nii.gz"
+            files = {
+                **_files(labels, inference, probabilities),
+                "table": labels.with_name(f"{_stem(labels)}.tsv"),
+            }
+            own = {**origin, "input": scan.path.name, "input_sha256": _sha256(existing_file(scan.path))}
+            if _complete(files, own):
+                status = THERE
+            else:
+                _write(segmenter, read_volume(scan.path), files, inference, own, title=scan.stem)
+        except Exception as failure:  # whatever it is, the other scans do not suffer from it
+            status, reason = FAILED, " ".join(str(failure).split()) or type(failure).__name__
+            log.info("%s failed", scan.path, exc_info=True)
+        rows.append({"scan": scan.stem, "status": status, "reason": reason})
+    return rows + [{"scan": name, "status": UNKNOWN, "reason": reason} for name, reason in unknown.items()]
+
+
+def _write(
+    segmenter: Segmenter,
+    volume: Volume,
+    files: Mapping[str, Path],
+    inference: Inference,
+    origin: Mapping[str, Any],
+    *,
+    title: str,
+    progress: bool = False,
+) -> None:
+    """Predicts, then writes each file whole; the sidecar, which vouches for the others, comes last."""
+    writable_folder(files["labels"].parent)
+    maps = segmenter.predict(
+        volume,
+        inference=inference,
+        probabilities="probabilities" in files,
+        scratch=files["labels"].parent,
+        progress=progress,
+    )
+    names = segmenter.class_names
+    if maps.probabilities is not None:
+        _write_json(files["probabilities"], {"LabelMap": list(names), "GeneratedBy": _generated_by()})
+        _write_probabilities(files["probabilities"], maps)
+    if maps.uncertainty is not None:
+        meaning = {"Description": _MEANING[str(inference.uncertainty)], "GeneratedBy": _generated_by()}
+        _write_json(files["uncertainty"], meaning)
+        write_volume(files["uncertainty"], maps.uncertainty, maps.affine)
+    if "table" in files:
+        with (
+            atomic_file(files["table"]) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as stream,
+        ):
+            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+            writer.writerows([("index", "name"), *enumerate(names)])
+    array, affine = to_canonical(volume)
+    figure = overlay(
+        array,
+        to_canonical((maps.labels, maps.affine))[0],
+        class_names=names,
+        spacing_mm=voxel_sizes(affine),
+        title=title,
+    )
+    save_png(figure, files["picture"])
+    write_labels(files["labels"], maps.labels, maps.affine, names, origin)
+
+
+def _files(labels: Path, inference: Inference, probabilities: bool) -> dict[str, Path]:
+    """Every file beside a label map that is asked for, named after it."""
+    stem = _stem(labels)
+    base = stem.removesuffix("_dseg")
+    files = {"labels": labels, "picture": labels.with_name(f"{stem}.png")}
+    if probabilities:
+        files["probabilities"] = labels.with_name(f"{base}_probseg.nii.gz")
+    if inference.uncertainty:
+        source = base.removesuffix("_desc-mrseg")
+        files["uncertainty"] = labels.with_name(f"{source}_desc-uncertainty_{inference.uncertainty}.nii.gz")
+    return files
+
+
+def _origin(segmenter: Segmenter, inference: Inference) -> dict[str, Any]:
+    return {
+        "mrseg": __version__,
+        "segmenter_digest": segmenter.digest,
+        "inference": inference.as_dict(),
+        "segmenter": segmenter.provenance,
+    }
+
+
+def _complete(files: Mapping[str, Path], origin: Mapping[str, Any]) -> bool:
+    """Whether all files are there, from this scan, segmenter and options.
+
+    Raises:
+        InputError: the label map is that of another sequence, which would be lost.
+    """
+    if not sidecar_path(files["labels"]).is_file():
+        return False
+    try:
+        known = read_sidecar(files["labels"])["provenance"]
+    except (InputError, KeyError):
+        return False  # half a sidecar
+    if known.get("sequence", origin["sequence"]) != origin["sequence"]:
+        raise error(
+            f"{files['labels']}: one folder holds the label maps of one sequence.",
+            f"those of {known['sequence']}, not {origin['sequence']}",
+            "Choose another output folder.",
+        )
+    same = all(known.get(key) == origin[key] for key in ("segmenter_digest", "inference", "input_sha256"))
+    return same and all(path.is_file() for path in files.values())
+
+
+def _describe(output: Path) -> None:
+    """Writes dataset_description.json, unless the folder is somebody else's."""
+    path = output / "dataset_description.json"
+    if path.exists():
+        try:
+            makers = [maker["Name"] for maker in json.loads(path.read_text(encoding="utf-8"))["GeneratedBy"]]
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+            makers = []
+        if "mrseg" not in makers:
+            raise error(
+                "Derivatives go into a folder of their own.",
+                f"{output}, whose dataset_description.json is not mrseg's",
+                f"Name another folder, say {output / 'derivatives' / 'mrseg'}.",
+            )
+    _write_json(
+        path,
+        {
+            "Name": "mrseg: segmentations",
+            "BIDSVersion": _BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": _generated_by(),
+        },
+    )
+
+
+def _generated_by() -> list[dict[str, str]]:
+    return [{"Name": "mrseg", "Version": __version__}]
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_file(path if path.suffix == ".json" else sidecar_path(path)) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_probabilities(path: Path, maps: Maps) -> None:
+    """As `write_volume`, which would hold them twice; nibabel goes class by class through the array."""
+    assert maps.probabilities is not None
+    image = nib.Nifti1Image(maps.probabilities, maps.affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(maps.affine, code="scanner")
+    image.set_qform(None, code="unknown")
+    with atomic_file(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

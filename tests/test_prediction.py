@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import os
+
+import keras
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mrseg._checks import InputError
+from mrseg.data.io import read_labels, read_sidecar, write_volume
+from mrseg.data.patches import Sampling
+from mrseg.data.preprocessing import Preprocessing
+from mrseg.passes import Inference
+from mrseg.prediction import predict_cohort, predict_scan
+from mrseg.segmenter import Segmenter
+
+LPS = np.array([[-1.0, 0, 0, 20], [0, -1.5, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
+SUFFIXES = ["dseg.json", "dseg.nii.gz", "dseg.png", "dseg.tsv"]
+
+
+@pytest.fixture(scope="module")
+def bright():
+    """Class 1 where the normalised image is above 0.5."""
+    image = keras.Input((8, 8, 8, 1))
+    conv = keras.layers.Conv3D(2, 1, activation="softmax")
+    model = keras.Model(image, conv(image))
+    conv.set_weights([np.array([-100.0, 100.0]).reshape(1, 1, 1, 1, 2), np.array([50.0, -50.0])])
+    steps = Preprocessing(normalization="min_max")
+    return Segmenter(model, steps, Sampling((8, 8, 8)), ("background", "bright"), sequence="T2w")
+
+
+def write_scan(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).random((9, 8, 7)).astype(np.float32)
+    image[0, 0, 0], image[1, 1, 1] = 0, 1
+    write_volume(path, image, LPS)
+    return image
+
+
+@pytest.fixture
+def bids(tmp_path):
+    for number, subject in enumerate(("01", "02", "03")):
+        write_scan(tmp_path / f"raw/sub-{subject}/anat/sub-{subject}_T2w.nii.gz", number)
+    return tmp_path / "raw"
+
+
+def statuses(rows):
+    return {row["scan"]: row["status"] for row in rows}
+
+
+def test_a_cohort_is_written_as_bids_derivatives(bright, bids, tmp_path):
+    rows = predict_cohort(bright, bids, tmp_path / "out")
+    assert set(statuses(rows).values()) == {"written"} and len(rows) == 3
+    folder = tmp_path / "out/sub-01/anat"
+    assert sorted(p.name for p in folder.iterdir()) == [f"sub-01_desc-mrseg_{s}" for s in SUFFIXES]
+    labels, affine = read_labels(folder / "sub-01_desc-mrseg_dseg.nii.gz")
+    scan = nib.load(bids / "sub-01/anat/sub-01_T2w.nii.gz")
+    np.testing.assert_array_equal(labels, scan.get_fdata() > 0.5)
+    np.testing.assert_array_equal(affine, scan.affine)
+    table = (folder / "sub-01_desc-mrseg_dseg.tsv").read_text()
+    assert table == "index\tname\n0\tbackground\n1\tbright\n"
+    about = json.loads((tmp_path / "out/dataset_description.json").read_text())
+    assert about["DatasetType"] == "derivative" and about["GeneratedBy"][0]["Name"] == "mrseg"
+    origin = read_sidecar(folder / "sub-01_desc-mrseg_dseg.nii.gz")["provenance"]
+    assert origin["segmenter_digest"] == bright.digest and origin["input"] == "sub-01_T2w.nii.gz"
+    assert origin["inference"]["blending"] == "gaussian"
+
+
+def test_maps_that_are_asked_for_are_written_beside(bright, bids, tmp_path):
+    inference = Inference(mirror_axes=(0,), uncertainty="mirror")
+    predict_cohort(bright, bids, tmp_path / "out", inference=inference, probabilities=True)
+    stem = tmp_path / "out/sub-02/anat/sub-02_desc-"
+    probabilities = nib.load(f"{stem}mrseg_probseg.nii.gz")
+    labels = nib.load(f"{stem}mrseg_dseg.nii.gz")
+    variance = nib.load(f"{stem}uncertainty_mirror.nii.gz")
+    assert probabilities.shape == (9, 8, 7, 2) and variance.shape == (9, 8, 7)
+    np.testing.assert_array_equal(probabilities.get_fdata().argmax(-1), np.asarray(labels.dataobj))
+    np.testing.assert_allclose(probabilities.get_fdata().sum(-1), 1, atol=1e-5)
+    for image in (probabilities, labels, variance):
+        np.testing.assert_allclose(image.affine, LPS)
+    names = json.loads((tmp_path / "out/sub-02/anat/sub-02_desc-mrseg_probseg.json").read_text())
+    assert names["LabelMap"] == ["background", "bright"]
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_a_bad_scan_is_reported_and_the_others_go_on(bright, bids, tmp_path):
+    (bids / "sub-02/anat/sub-02_T2w.nii.gz").write_bytes(b"no image")
+    rows = predict_cohort(bright, bids, tmp_path / "out")
+    assert statuses(rows) == {"sub-01": "written", "sub-02": "failed", "sub-03": "written"}
+    assert "sub-02_T2w.nii.gz" in rows[1]["reason"]
+    assert not list((tmp_path / "out").rglob("sub-02*.nii.gz"))
+
+
+def test_a_second_run_does_only_what_is_missing(bright, bids, tmp_path):
+    out = tmp_path / "out"
+    predict_cohort(bright, bids, out)
+    labels = {n: out / f"sub-{n}/anat/sub-{n}_desc-mrseg_dseg.nii.gz" for n in ("01", "02", "03")}
+    for path in labels.values():
+        os.utime(path, (1, 1))
+    labels["02"].with_name("sub-02_desc-mrseg_dseg.json").unlink()  # as if it had been interrupted
+    write_scan(bids / "sub-03/anat/sub-03_T2w.nii.gz", 9)  # another scan of that name
+    rows = predict_cohort(bright, bids, out)
+    assert statuses(rows) == {"sub-01": "there already", "sub-02": "written", "sub-03": "written"}
+    assert labels["01"].stat().st_mtime == 1 and labels["02"].stat().st_mtime > 1
+    assert set(statuses(predict_cohort(bright, bids, out)).values()) == {"there already"}
+
+
+@pytest.mark.parametrize("change", ["options", "segmenter", "maps", "file"])
+def test_other_options_another_segmenter_and_missing_files_are_done_again(bright, bids, tmp_path, change):
+    out, inference, segmenter = tmp_path / "out", Inference(batch_size=1), bright
+    predict_cohort(bright, bids, out, inference=inference)
+    if change == "options":
+        inference = Inference(blending="constant")
+    elif change == "segmenter":
+        segmenter = Segmenter(
+            bright.model, bright.preprocessing, bright.sampling, ("background", "light"), sequence="T2w"
+        )
+    elif change == "file":
+        (out / "sub-01/anat/sub-01_desc-mrseg_dseg.png").unlink()
+    rows = predict_cohort(segmenter, bids, out, inference=inference, probabilities=change == "maps")
+    assert statuses(rows)["sub-01"] == "written"
+
+
+def test_label_maps_of_another_sequence_are_not_replaced(bright, bids, tmp_path):
+    predict_cohort(bright, bids, tmp_path / "out")
+    write_scan(bids / "sub-01/anat/sub-01_T1w.nii.gz")
+    rows = predict_cohort(bright, bids, tmp_path / "out", sequence="T1w")
+    assert statuses(rows) == {"sub-01": "failed"} and "those of T2w, not T1w" in rows[0]["reason"]
+
+
+def test_a_folder_of_others_is_refused(bright, bids, tmp_path):
+    (bids / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.8.0"}')
+    with pytest.raises(InputError, match="folder of their own"):
+        predict_cohort(bright, bids, bids)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/dataset_description.json").write_text('{"GeneratedBy": [{"Name": "other"}]}')
+    with pytest.raises(InputError, match="is not mrseg's"):
+        predict_cohort(bright, bids, tmp_path / "out")
+
+
+def test_a_network_of_no_use_is_a_mistake_before_the_first_scan(bright, bids, tmp_path):
+    with pytest.raises(InputError, match="network with dropout"):
+        predict_cohort(bright, bids, tmp_path / "out", inference=Inference(dropout_samples=3))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_segmenter_of_no_sequence_must_be_told_one(bright, bids, tmp_path):
+    nameless = Segmenter(bright.model, bright.preprocessing, bright.sampling, bright.class_names)
+    with pytest.raises(InputError, match="sequence must be known"):
+        predict_cohort(nameless, bids, tmp_path / "out")
+
+
+def test_one_scan_goes_into_files_named_after_the_label_map(bright, tmp_path):
+    write_scan(tmp_path / "t2.nii.gz")
+    files = predict_scan(
+        bright, tmp_path / "t2.nii.gz", tmp_path / "out/t2_dseg.nii.gz",
+        inference=Inference(uncertainty="entropy"), probabilities=True,
+    )  # fmt: skip
+    assert all(path.is_file() for path in files.values())
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "t2_desc-uncertainty_entropy.json", "t2_desc-uncertainty_entropy.nii.gz", "t2_dseg.json",
+        "t2_dseg.nii.gz", "t2_dseg.png", "t2_probseg.json", "t2_probseg.nii.gz",
+    ]  # fmt: skip
