@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,17 @@ import mrseg.models.blocks  # noqa: F401  (registers the layers that a network f
 from mrseg import store
 from mrseg._checks import InputError, choice, error, existing_folder
 from mrseg._files import atomic_folder
+from mrseg.baselines.crf import dense_crf_volume
 from mrseg.data.cases import Case
-from mrseg.data.geometry import Grid, Volume
+from mrseg.data.geometry import Grid, Volume, from_canonical, to_canonical, voxel_sizes
 from mrseg.data.io import read_volume
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
 from mrseg.forward import LARGEST_MULTIPLE, compile_forward, for_volume, with_dropout
-from mrseg.inference import predict_slabs, whole
+from mrseg.inference import Slab, predict_slabs, whole
 from mrseg.maps import Maps, collect, memory_mb
 from mrseg.passes import BATCH_SIZE, DEFAULT, Forward, Inference
+from mrseg.postprocess import Postprocessing
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,10 @@ class Segmenter:
         sampling: patches and their overlap at prediction.
         class_names: name of every output channel; the position is the label's value.
         sequence: MR sequence the network was trained on last, say ``T2w``.
+        crf: refine the probabilities by a dense conditional random field, slice by slice, before the largest
+            wins (mecheter2020, Table II).
+        postprocessing: clean-up of the label map, in RAS+ orientation; as it stands it changes nothing.
+            Probabilities and uncertainty are those before it.
         batch_size: patches in one call of the network, a matter of memory and speed alone; not saved.
         provenance: recipe, data, seed, versions: whatever explains the weights; plain JSON values.
 
@@ -58,6 +65,8 @@ class Segmenter:
     sampling: Sampling
     class_names: tuple[str, ...]
     sequence: str = ""
+    crf: bool = False
+    postprocessing: Postprocessing = Postprocessing()
     provenance: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 2
 
@@ -91,6 +100,8 @@ class Segmenter:
                 "sampling": Sampling(**_tuples(card["sampling"])),
                 "class_names": tuple(card["class_names"]),
                 "sequence": card["sequence"],
+                "crf": card.get("crf", False),
+                "postprocessing": Postprocessing(**_tuples(card.get("postprocessing", {}))),
                 "provenance": card["provenance"],
             }
         except TypeError as reason:
@@ -135,6 +146,8 @@ class Segmenter:
                 "sequence": self.sequence,
                 "preprocessing": dataclasses.asdict(self.preprocessing),
                 "sampling": dataclasses.asdict(self.sampling),
+                "crf": self.crf,
+                "postprocessing": dataclasses.asdict(self.postprocessing),
                 "provenance": self.provenance,
                 "weights_dtype": weights_dtype,
             }
@@ -213,10 +226,18 @@ class Segmenter:
         slabs = predict_slabs(
             forward, image, sampling, num_classes=classes, inference=inference, progress=progress
         )
-        return collect(
+        if self.crf:
+            axis = 2 if sampling.slice_axis is None else sampling.slice_axis
+            slabs = _refined(slabs, image, axis, classes)
+        maps = collect(
             slabs, (image.shape, affine), native, num_classes=classes, uncertainty=inference.uncertainty,
             probabilities=probabilities, scratch=scratch,
         )  # fmt: skip
+        if self.postprocessing == Postprocessing():
+            return maps
+        labels, turned = to_canonical((maps.labels, maps.affine))
+        cleaned = self.postprocessing(labels, voxel_sizes(turned))
+        return dataclasses.replace(maps, labels=from_canonical(cleaned, *native))
 
     def memory_mb(
         self, native: Grid, *, inference: Inference = DEFAULT, probabilities: bool = False
@@ -249,6 +270,8 @@ class Segmenter:
         parts = [
             dataclasses.asdict(self.preprocessing),
             dataclasses.asdict(self.sampling),
+            self.crf,
+            dataclasses.asdict(self.postprocessing),
             self.class_names,
             self.model.to_json(),
         ]
@@ -286,6 +309,23 @@ class Segmenter:
         if restart:
             restart(inference.seed)
         return forward, sampling
+
+
+def _refined(slabs: Iterator[Slab], image: np.ndarray, axis: int, classes: int) -> Iterator[Slab]:
+    """Slabs whose slices along ``axis`` went through the conditional random field with the image's.
+
+    Where slabs lie across the slices, they are put together first, and all classes are in memory at once.
+    """
+    first = next(slabs)
+    parts: Iterable[Slab] = itertools.chain([first], slabs)
+    if first.axis != axis:
+        parts = [first._replace(values=np.concatenate([slab.values for slab in parts], first.axis))]
+    for slab in parts:
+        thickness = slab.values.shape[slab.axis]
+        at = (slice(None),) * slab.axis + (slice(slab.first, slab.first + thickness),)
+        values = slab.values.copy()
+        values[..., :classes] = dense_crf_volume(values[..., :classes], image[at], slice_axis=axis)
+        yield slab._replace(values=values)
 
 
 def subject_digest(case: Case) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 import mrseg
 from mrseg._checks import InputError
+from mrseg.baselines.crf import dense_crf_volume
 from mrseg.data.io import write_volume
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
@@ -23,6 +24,7 @@ from mrseg.models.islam2025 import unet
 from mrseg.models.mecheter2020 import segnet
 from mrseg.models.mecheter2023 import se_unet3d
 from mrseg.passes import Inference
+from mrseg.postprocess import Postprocessing
 from mrseg.segmenter import Segmenter
 
 LPS = np.array([[-1.0, 0, 0, 20], [0, -1.5, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
@@ -325,3 +327,47 @@ def test_class_probabilities_of_512_cubed_with_10_classes_never_exist_whole():
     stated, before, peak = peak_rss(512, 10)
     assert peak - before < stated < 5369
     assert peak < 5369
+
+
+def test_postprocessing_is_saved_and_runs_in_ras_on_the_scan_s_grid(tmp_path):
+    """A speck of one voxel beside the large bright box goes; the scan lies left-right turned."""
+    volume = scan()
+    array = volume[0].copy()
+    array[0, 0, 0] = array.max()
+    plain = segmenter()
+    clean = segmenter(postprocessing=Postprocessing(largest_component=(1,)))
+    clean = Segmenter.load(clean.save(tmp_path / "clean"))
+    before, after = (np.asarray(one((array, volume[1])).dataobj) for one in (plain, clean))
+    assert before[0, 0, 0] == 1 and after[0, 0, 0] == 0
+    before[0, 0, 0] = 0
+    np.testing.assert_array_equal(before, after)
+    assert clean.digest != plain.digest
+
+
+def test_the_slices_of_the_clean_up_are_those_of_ras_however_the_scan_lies():
+    kept = np.zeros((12, 12, 12), np.float32)
+    kept[2:6, :, 2:6] = 80
+    stray = kept.copy()
+    stray[8:11, 4, 8:11] = 80  # in one coronal slice, beside the middle slice's largest region
+    affine = np.array([[0.0, 0, -1, 5], [-1, 0, 0, 5], [0, 1, 0, 0], [0, 0, 0, 1]])
+
+    def turned(array):  # x y z -> -y z -x
+        return np.ascontiguousarray(np.transpose(array, (1, 2, 0))[::-1, :, ::-1])
+
+    clean = segmenter(postprocessing=Postprocessing(stray_regions=True, slice_axis=1, min_area_mm2=1.0))
+    np.testing.assert_array_equal(np.asarray(clean((turned(stray), affine)).dataobj), turned(kept) > 0)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_the_crf_sees_every_slice_with_its_image_however_the_slabs_lie(axis, tmp_path):
+    volume = random_scan((16, 16, 16))
+    patch = tuple(1 if a == axis else 8 for a in range(3))
+    image = keras.Input((8, 8, 1))
+    conv = keras.layers.Conv2D(2, 1, activation="softmax")
+    made = {"model": keras.Model(image, conv(image)), "sampling": Sampling(patch)}
+    conv.set_weights([np.array([-2.0, 2.0]).reshape(1, 1, 1, 2), np.array([1.0, -1.0])])
+    plain, refined = segmenter(**made), segmenter(**made, crf=True)
+    refined = Segmenter.load(refined.save(tmp_path / "crf"))
+    image, _ = plain.preprocessing.image((volume[0], np.eye(4)))
+    expected = dense_crf_volume(plain.probabilities((volume[0], np.eye(4))), image, slice_axis=axis)
+    np.testing.assert_allclose(refined.probabilities((volume[0], np.eye(4))), expected, atol=1e-5)

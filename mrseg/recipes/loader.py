@@ -19,6 +19,7 @@ from mrseg.data.augmentation import Augmentation
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
 from mrseg.models.builders import BUILDERS
+from mrseg.postprocess import Postprocessing
 from mrseg.training import Loss, Training
 from mrseg.transfer.fusion import FUSIONS
 
@@ -82,6 +83,8 @@ class Recipe:
         more_sequences: scans of these sequences train (and validate) too, where a subject has them: T1-w
             scans as augmentation of T2-w ones (mecheter2023 section 3.3.4). Test scans are of ``sequence``.
         subtract_mean: the mean of the training images is subtracted channel by channel (xu2017).
+        crf: probabilities are refined by a dense conditional random field (mecheter2020, Table II).
+        postprocessing: clean-up of the label maps (xu2017 section 3).
         validation_subjects: training subjects set aside for plateau, stopping and the best epoch.
         expected: the paper's figures, class -> metric -> value.
         unstated: what the paper leaves open and this page fixes.
@@ -102,6 +105,8 @@ class Recipe:
     transfer: Transfer | None = None
     more_sequences: tuple[str, ...] = ()
     subtract_mean: bool = False
+    crf: bool = False
+    postprocessing: Postprocessing = Postprocessing()
     validation_subjects: tuple[str, ...] = ()
     expected: dict[str, Any] = field(default_factory=dict)
     unstated: tuple[str, ...] = ()

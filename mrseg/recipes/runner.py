@@ -115,6 +115,8 @@ def train_recipe(
         sampling=sampling,
         class_names=recipe.class_names,
         sequence=recipe.sequence,
+        crf=recipe.crf,
+        postprocessing=recipe.postprocessing,
         provenance=_provenance(recipe, train, validation, source),
     )
     segmenter.save(output / "segmenter")
