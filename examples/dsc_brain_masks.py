@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Table 1 of alkhimova2022 on synthetic DSC series
 #
-# A residual U-Net with recalibration (recipe `alkhimova2022`, made small) beside Otsu, the low-intensity mask and
-# the CUSUM tracker, on heads made by code: the fourth time point of each series, before the bolus. The
+# A residual U-Net with recalibration (recipe `alkhimova2022`, made small) beside Otsu, the low-intensity mask
+# and the CUSUM tracker, on heads made by code: the fourth time point of each series, before the bolus. The
 # baselines have the numbers that mrseg gives them and are not tuned here; the paper tuned its own on its test
 # images. Nothing here is a scan of a person.
 #

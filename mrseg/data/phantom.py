@@ -260,7 +260,7 @@ def _subject_seed(cohort: int, number: int) -> int:
 
 
 def _has_lesion(number: int, share: float) -> bool:
-    """Whether the count of lesions rises with this subject; of the first n subjects floor(n share) have one."""
+    """Whether this subject has a lesion: of the first n subjects floor(n * share) have one."""
     before, after = (math.floor(round(n * share, 6)) for n in (number, number + 1))
     return after > before
 
