@@ -159,6 +159,41 @@ def table_1(summary: Sequence[Row]) -> Table:
 
 
 # %% [markdown]
+# Where a method fails: the lowest quarter of the slices (eyes, temporal poles, skull base), the middle half,
+# and the highest quarter.
+
+
+# %%
+def height_table(cases: Sequence[Case], masks: dict[str, dict[str, np.ndarray]]) -> Table:
+    """Dice over the voxels of all subjects, in three parts of the stack of slices."""
+    truths = {case.subject: read_labels(case.labels["dsc"], len(BRAIN_CLASSES))[0] == 1 for case in cases}
+    lines = []
+    for name, found in masks.items():
+        line: dict[str, Any] = {"method": name}
+        for part in ("lowest quarter", "middle half", "highest quarter"):
+            pairs = [
+                (_part(true, part), _part(found[subject] == 1, part)) for subject, true in truths.items()
+            ]
+            both = sum(np.count_nonzero(true & mask) for true, mask in pairs)
+            line[part] = (
+                2 * both / sum(np.count_nonzero(true) + np.count_nonzero(mask) for true, mask in pairs)
+            )
+        lines.append(line)
+    columns = [Column(part, decimals=4, best="highest") for part in list(lines[0])[1:]]
+    return table(
+        lines, [Column("method"), *columns], caption="Dice by height, voxels of all subjects pooled."
+    )
+
+
+def _part(mask: np.ndarray, part: str) -> np.ndarray:
+    quarter = mask.shape[2] // 4
+    ends = {"lowest quarter": (0, quarter), "highest quarter": (-quarter, None)}.get(
+        part, (quarter, -quarter)
+    )
+    return mask[..., slice(*ends)]
+
+
+# %% [markdown]
 # ## Pictures
 #
 # Every method over the same three planes: what it missed and what it added.
@@ -192,12 +227,14 @@ def picture(case: Case, masks: dict[str, dict[str, np.ndarray]], dice: dict[str,
     return draw_panels(panels, frame, title=f"{case.subject}, Dice beside each method", key=key)
 
 
-def write_page(output: Path, rows: Sequence[Row], summary: Sequence[Row], seed: int) -> Table:
+def write_page(output: Path, rows: Sequence[Row], summary: Sequence[Row], heights: Table, seed: int) -> None:
     made = table_1(summary)
-    (output / "table1.txt").write_text(to_text(made) + "\n", encoding="utf-8")
-    (output / "table1.tex").write_text(to_latex(made), encoding="utf-8")
+    for name, one in (("table1", made), ("heights", heights)):
+        (output / f"{name}.txt").write_text(to_text(one) + "\n", encoding="utf-8")
+        (output / f"{name}.tex").write_text(to_latex(one), encoding="utf-8")
     write_csv(rows, output / "scores.csv")
     write_csv(summary, output / "table1.csv")
+    write_csv(heights.rows, output / "heights.csv")
     brain = [row for row in rows if row["class"] == "brain"]
     means = [row for row in summary if row["pooling"] == SUBJECTS]
     dots = dot_plot(brain, by="method", summary=means, title="Dice of every subject")
@@ -209,6 +246,7 @@ def write_page(output: Path, rows: Sequence[Row], summary: Sequence[Row], seed: 
         summary=(f"Four methods on {SUBJECTS_OF_SPLIT['test']} heads that the network has not seen.",),
         sections=[
             Section("Table 1", (made, Picture("A dot per subject; bootstrap interval.", to_svg(dots)))),
+            Section("Where they fail", (heights,)),
             Section("Training", (Picture("Loss by epoch.", to_svg(curves)),)),
             Section("Cases", tuple(Picture(path.stem, path.read_bytes()) for path in pictures)),
         ],
@@ -222,7 +260,7 @@ def write_page(output: Path, rows: Sequence[Row], summary: Sequence[Row], seed: 
             "machine": platform.machine(),
         },
     )
-    return made
+    print(f"\n{to_text(made)}\n\n{to_text(heights)}\n\nreport: {output / 'report.html'}")
 
 
 # %%
@@ -250,8 +288,7 @@ def main() -> None:
             if (row["subject"], row["class"], row["metric"]) == (case.subject, "brain", "dice")
         }
         save_png(picture(case, masks, dice), options.output / "pictures" / f"{case.subject}.png", dpi=110)
-    made = write_page(options.output, rows, summaries(rows), options.seed)
-    print(f"\n{to_text(made)}\n\nreport: {options.output / 'report.html'}")
+    write_page(options.output, rows, summaries(rows), height_table(test, masks), options.seed)
 
 
 if __name__ == "__main__":
