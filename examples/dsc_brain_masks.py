@@ -25,7 +25,7 @@ from mrseg.data import Case, phantom, read_cases, read_labels, read_volume, sele
 from mrseg.data.labels import BRAIN_CLASSES
 from mrseg.evaluation import score
 from mrseg.formats import to_latex, to_text, write_csv
-from mrseg.panels import OKABE_ITO, PLANE_ORDER, Frame, Layer, Panel, View, draw_panels
+from mrseg.panels import OKABE_ITO, PLANE_ORDER, Frame, Layer, Panel, View, draw_panels, slices_through
 from mrseg.pictures import save_png
 from mrseg.plots import dot_plot, learning_curves, to_svg
 from mrseg.recipes import load_recipe, train_recipe
@@ -57,8 +57,8 @@ NOTICE = "Synthetic heads: these figures compare programs on a phantom and say n
 # %% [markdown]
 # ## The cohort
 #
-# Half the subjects have a bright lesion, in some close to the brain's border. The truth is all that the skull
-# encloses.
+# Half the subjects have a bright lesion, some a few millimetres from the brain's border. The truth is all that
+# the skull encloses.
 
 
 # %%
@@ -196,14 +196,16 @@ def _part(mask: np.ndarray, part: str) -> np.ndarray:
 # %% [markdown]
 # ## Pictures
 #
-# Every method over the same three planes: what it missed and what it added.
+# Every method over the same three planes: what it missed and what it added. The axial slice is a low one, where
+# the methods differ most.
 
 
 # %%
 def picture(case: Case, masks: dict[str, dict[str, np.ndarray]], dice: dict[str, float]) -> Any:
     image, affine = read_volume(case.images["dsc"])
     truth, _ = read_labels(case.labels["dsc"], len(BRAIN_CLASSES))
-    frame = Frame(image, truth, truth == 1, voxel_sizes(affine), View())
+    x, y, _ = slices_through(truth == 1)
+    frame = Frame(image, truth, truth == 1, voxel_sizes(affine), View(slices=(x, y, truth.shape[2] // 8)))
     missed, added = OKABE_ITO["vermillion"], OKABE_ITO["green"]
     columns = {"truth": (Layer(truth, (None, OKABE_ITO["sky"]), (0.0, 0.4)),)}
     for name, found in masks.items():
