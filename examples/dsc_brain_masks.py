@@ -57,8 +57,8 @@ NOTICE = "Synthetic heads: these figures compare programs on a phantom and say n
 # %% [markdown]
 # ## The cohort
 #
-# Half the subjects have a bright lesion, some a few millimetres from the brain's border. The truth is all that
-# the skull encloses.
+# Half the subjects have a bright lesion, some a few millimetres from the brain's border. The truth is all
+# that the skull encloses.
 
 
 # %%
@@ -196,8 +196,8 @@ def _part(mask: np.ndarray, part: str) -> np.ndarray:
 # %% [markdown]
 # ## Pictures
 #
-# Every method over the same three planes: what it missed and what it added. The axial slice is a low one, where
-# the methods differ most.
+# Every method over the same three planes: what it missed and what it added. The axial slice is a low one,
+# where the methods differ most.
 
 
 # %%
