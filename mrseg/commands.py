@@ -171,10 +171,8 @@ def _clean(options: argparse.Namespace) -> None:
 def _attenuation(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from mrseg.attenuation import CLASS_MU_PER_CM, mu_difference, mu_from_hu, mu_from_labels
-    from mrseg.data.geometry import check_same_grid, head_mask
-    from mrseg.data.io import read_ct, read_labels, write_volume
-    from mrseg.data.labels import ATTENUATION_CLASSES
+    from mrseg.attenuation import mu_from_hu
+    from mrseg.data.io import read_ct, write_volume
 
     source = options.labels or options.ct
     _check_output(options.output, source, options.reference)
@@ -184,27 +182,17 @@ def _attenuation(options: argparse.Namespace) -> None:
         raise error(
             "A CT needs its tube voltage.", "no --kvp", "The DICOM tag KVP (0018,0060); most often 120."
         )
+    if options.outside is not None and not 0 <= options.outside < np.inf:
+        raise error("--outside is a coefficient in 1/cm, from 0.", options.outside)
     made: dict[str, Any] = {"input": source.name, "unit": "1/cm at 511 keV"}
     if options.ct:
         ct_hu, affine = read_ct(options.ct)
         mu = mu_from_hu(ct_hu, tube_kvp=options.kvp)
         made["tube_kvp"] = options.kvp
     else:
-        labels, affine = read_labels(options.labels)
-        names, made["source"] = _label_table(options.labels)
-        if names and tuple(names) != ATTENUATION_CLASSES and not options.mu_per_cm:
-            raise error(
-                f"The default coefficients are for {', '.join(ATTENUATION_CLASSES)}.",
-                f"a label map of {', '.join(names)}",
-                "Give one per class: --mu-per-cm 0 0.096 ...",
-            )
-        made["mu_per_cm"] = tuple(options.mu_per_cm or CLASS_MU_PER_CM)
-        mu = mu_from_labels(labels, mu_per_cm=made["mu_per_cm"])
-    if options.reference:
-        ct_hu, ct_affine = read_ct(options.reference)
-        check_same_grid(str(options.labels), (mu, affine), str(options.reference), (ct_hu, ct_affine))
-        inside = head_mask(np.nan_to_num(ct_hu, nan=-1000.0))
-        difference = mu_difference(mu_from_hu(ct_hu, tube_kvp=options.kvp), mu, inside)
+        mu, affine = _mu_of_labels(options, made)
+    difference = _difference(options, (mu, affine)) if options.reference else {}
+    if difference:
         made["reference"] = {"ct": options.reference.name, "tube_kvp": options.kvp, **difference}
     unknown = np.isnan(mu)
     if unknown.any() and options.outside is None:
@@ -214,15 +202,44 @@ def _attenuation(options: argparse.Namespace) -> None:
             "Say what they are: --outside 0 takes them for air.",
         )
     if options.outside is not None:
-        if not 0 <= options.outside < np.inf:
-            raise error("--outside is a coefficient in 1/cm, from 0.", options.outside)
         made["outside"] = {"mu_per_cm": options.outside, "voxels": int(unknown.sum())}
         mu = np.where(unknown, np.float32(options.outside), mu)
     write_volume(options.output, mu, affine, made | _version())
-    if options.reference:
-        for name, value in difference.items():
-            print(f"{name}: {value:.4g}")
+    for name, value in difference.items():
+        print(f"{name}: {value:.4g}")
     print(f"attenuation map: {options.output}")
+
+
+def _mu_of_labels(options: argparse.Namespace, made: dict[str, Any]) -> Any:
+    """The map of a label map, NaN at 255, and its affine; adds to ``made`` what it was made of."""
+    from mrseg.attenuation import CLASS_MU_PER_CM, mu_from_labels
+    from mrseg.data.io import read_labels
+    from mrseg.data.labels import ATTENUATION_CLASSES
+
+    labels, affine = read_labels(options.labels)
+    names, made["source"] = _label_table(options.labels)
+    if names and tuple(names) != ATTENUATION_CLASSES and not options.mu_per_cm:
+        raise error(
+            f"The default coefficients are for {', '.join(ATTENUATION_CLASSES)}.",
+            f"a label map of {', '.join(names)}",
+            "Give one per class: --mu-per-cm 0 0.096 ...",
+        )
+    made["mu_per_cm"] = tuple(options.mu_per_cm or CLASS_MU_PER_CM)
+    return mu_from_labels(labels, mu_per_cm=made["mu_per_cm"]), affine
+
+
+def _difference(options: argparse.Namespace, mu: Any) -> dict[str, float]:
+    """How far a map is from that of the reference CT, inside the CT's head."""
+    import numpy as np
+
+    from mrseg.attenuation import mu_difference, mu_from_hu
+    from mrseg.data.geometry import check_same_grid, head_mask
+    from mrseg.data.io import read_ct
+
+    ct = read_ct(options.reference)
+    check_same_grid(str(options.labels), mu, str(options.reference), ct)
+    inside = head_mask(np.nan_to_num(ct[0], nan=-1000.0))
+    return mu_difference(mu_from_hu(ct[0], tube_kvp=options.kvp), mu[0], inside)
 
 
 def _brainmask(options: argparse.Namespace) -> None:

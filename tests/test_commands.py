@@ -319,3 +319,13 @@ def test_perfusion_writes_over_no_input(scans, tmp_path, capsys):
     message = refused(capsys, "perfusion", "--input", tmp_path / "mask.nii.gz", *CURVE, "--output", tmp_path)
     assert "another file" in message
     assert (tmp_path / "mask.nii.gz").read_bytes() == before
+
+
+def test_an_interval_that_differs_from_the_headers_is_used_with_a_warning(scans, tmp_path, caplog):
+    common = ("perfusion", "--input", scans / "dsc.nii.gz", "--te-ms", 45, "--baseline", "3-8")
+    region = ("--mask", scans / "brain.nii.gz", "--output", tmp_path)
+    assert run(*common, *region, "--interval-s", 1.505) == 0  # within 1 %
+    assert "the header says" not in caplog.text
+    assert run(*common, *region, "--interval-s", 2) == 0
+    assert "the header says 1.5 s" in caplog.text
+    assert read_curve(tmp_path)[-1]["time_s"] == 30
