@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mrseg import __version__
 from mrseg._checks import InputError, error
+from mrseg.commands import add_commands
 
 TOP = """\
 Segment MR scans of the head, and carry a network from one MR sequence to another.
@@ -25,6 +26,13 @@ Segment MR scans of the head, and carry a network from one MR sequence to anothe
   mrseg evaluate --segmenter runs/t2/segmenter --data prepared/cohort.tsv --output runs/t2/test
   mrseg recipes                                      what can be trained
   mrseg weights                                      what is trained already
+
+Without a network:
+
+  mrseg clean --input t2_dseg.nii.gz --output t2_clean_dseg.nii.gz --largest-component 1
+  mrseg attenuation --labels t2_dseg.nii.gz --output mu.nii.gz
+  mrseg brainmask --input dsc.nii.gz --method cusum --output dsc_brain.nii.gz
+  mrseg perfusion --input dsc.nii.gz --te-ms 45 --interval-s 1.5 --baseline 3-8 --output runs/dsc
 """
 
 MANIFEST = """\
@@ -185,6 +193,8 @@ def _parser() -> argparse.ArgumentParser:
     moves = weights.add_mutually_exclusive_group()
     moves.add_argument("--import", dest="source", type=Path, metavar="PATH", help="segmenter folder or .zip")
     moves.add_argument("--export", dest="archive", type=Path, metavar="ZIP", help="pack the named weights")
+
+    add_commands(command)
     return parser
 
 

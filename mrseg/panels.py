@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from mrseg._checks import IGNORE_LABEL, choice, error
 
@@ -327,7 +328,8 @@ def _scale_bar(axes: Any, width_mm: float, length_mm: float = 50.0) -> None:
     if width_mm < 2 * length_mm:
         return
     start, end = 0.985 - length_mm / width_mm, 0.985
-    here = {"transform": axes.transAxes, "color": _INK}
+    edge = [withStroke(linewidth=3.0, foreground=_PAPER)]  # legible over a bright scalp
+    here = {"transform": axes.transAxes, "color": _INK, "path_effects": edge}
     axes.plot((start, end), (0.012, 0.012), linewidth=1.6, **here)
     axes.text((start + end) / 2, 0.022, f"{length_mm:g} mm", fontsize=8, ha="center", va="bottom", **here)
 

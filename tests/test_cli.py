@@ -16,7 +16,10 @@ from mrseg.cli import main
 from mrseg.data import phantom
 from mrseg.data.io import write_volume
 
-COMMANDS = ("demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes", "weights")
+COMMANDS = (
+    "demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes", "weights", "clean",
+    "attenuation", "brainmask", "perfusion",
+)  # fmt: skip
 TINY = [
     "--set",
     "sampling.patch_shape=[16,16,16]",

@@ -10,7 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from mrseg.data import Case, write_labels
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
@@ -19,6 +22,14 @@ SCRIPTS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 @pytest.fixture(scope="module")
 def builder():
     spec = importlib.util.spec_from_file_location("build_notebooks", FOLDER / "build_notebooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def brain_masks():
+    spec = importlib.util.spec_from_file_location("dsc_brain_masks", FOLDER / "dsc_brain_masks.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -87,3 +98,65 @@ def test_a_changed_script_makes_its_notebook_stale(builder, tmp_path):
     assert not builder.is_stale(script)
     script.write_text("# %%\n1 + 2\n")
     assert builder.is_stale(script)
+
+
+def test_the_table_of_brain_masks_tells_means_from_pooled_figures(brain_masks, tmp_path):
+    """Of subject a 2 of 4 brain voxels are found and none invented; of subject b both."""
+    truths = {"a": [1, 1, 1, 1, 0, 0, 0, 0], "b": [1, 1, 0, 0, 0, 0, 0, 0]}
+    found = {"a": [1, 1, 0, 0, 0, 0, 0, 0], "b": [1, 1, 0, 0, 0, 0, 0, 0]}
+    cube = {name: np.array(values, np.uint8).reshape(2, 2, 2) for name, values in truths.items()}
+    cases = []
+    for name, truth in cube.items():
+        path = tmp_path / f"{name}.nii"
+        write_labels(path, truth, np.eye(4), ("background", "brain"), {})
+        cases.append(Case(name, {"dsc": path}, None, {"dsc": path}, "test"))
+    masks = {"half": {name: np.array(values, np.uint8).reshape(2, 2, 2) for name, values in found.items()}}
+    made = brain_masks.table_1(brain_masks.summaries(brain_masks.scores(cases, masks)))
+    (row,) = made.rows
+    assert row["method"] == "half"
+    assert row["mean dice"].value == pytest.approx((2 / 3 + 1) / 2)
+    assert row["mean dice"].half_width == pytest.approx((1 / 3) / 2**0.5)  # standard deviation of two values
+    assert row["mean recall"].value == pytest.approx(0.75)
+    assert row["pooled dice"] == pytest.approx(2 * 4 / (6 + 4))
+    assert row["pooled recall"] == pytest.approx(4 / 6)
+    assert row["pooled accuracy"] == pytest.approx(14 / 16)
+    assert row["pooled specificity"] == row["mean specificity"].value == 1
+
+
+def test_dice_by_height_looks_at_its_own_slices_alone(brain_masks, tmp_path):
+    truth = np.ones((2, 2, 8), np.uint8)
+    write_labels(tmp_path / "a.nii", truth, np.eye(4), ("background", "brain"), {})
+    case = Case("a", {"dsc": tmp_path / "a.nii"}, None, {"dsc": tmp_path / "a.nii"}, "test")
+    mask = truth.copy()
+    mask[..., 0] = 0  # one of the two lowest slices
+    mask[..., -2:] = 0  # both of the highest
+    (row,) = brain_masks.height_table([case], {"m": {"a": mask}}).rows
+    assert row == {
+        "method": "m",
+        "lowest quarter": pytest.approx(2 / 3),
+        "middle half": 1,
+        "highest quarter": 0,
+    }
+
+
+@pytest.mark.slow  # a minute on two cores
+def test_the_brain_mask_example_runs_and_goes_on_where_it_stopped(brain_masks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(brain_masks, "SUBJECTS_OF_SPLIT", {"train": 2, "val": 1, "test": 2})
+    monkeypatch.setattr(brain_masks, "SHAPE", (64, 64, 10))
+    monkeypatch.setattr(brain_masks, "SPACING_MM", (3.75, 3.75, 12.0))
+    small = ["training.epochs=1", "training.batch_size=4", "network.arguments.filters=2"]
+    small += ["preprocessing.shape=[64,64]", "sampling.patch_shape=[64,64,1]"]
+    arguments = ["x", "--output", str(tmp_path), *(word for key in small for word in ("--set", key))]
+    monkeypatch.setattr(sys, "argv", arguments)
+    brain_masks.main()
+    first = capsys.readouterr().out
+    mask = tmp_path / "masks" / "cusum" / "phantom004_dseg.nii.gz"
+    written = mask.stat().st_mtime_ns
+    (tmp_path / "masks" / "aabl" / "phantom005_dseg.nii.gz").unlink()
+    brain_masks.main()
+    assert capsys.readouterr().out.splitlines()[1:] == first.splitlines()[1:]  # but for the seconds
+    assert mask.stat().st_mtime_ns == written
+    assert (tmp_path / "masks" / "aabl" / "phantom005_dseg.nii.gz").exists()
+    for name in ("table1.txt", "table1.csv", "table1.tex", "heights.csv", "scores.csv", "report.html"):
+        assert (tmp_path / name).exists()
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2

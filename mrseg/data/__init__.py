@@ -9,7 +9,9 @@ __getattr__, __dir__, __all__ = attach(
             "check_same_grid", "from_canonical", "grid_distance_mm", "grid_with_spacing", "head_grid",
             "head_mask", "plane_grid", "resample", "to_canonical", "voxel_sizes",
         ],
-        "io": ["read_ct", "read_labels", "read_volume", "write_labels", "write_volume"],
+        "io": [
+            "Series", "read_ct", "read_labels", "read_series", "read_volume", "write_labels", "write_volume",
+        ],
         "cases": ["Case", "read_cases", "select", "split_by_subject", "write_cases"],
         "motion": ["correct_motion"],
         "labels": ["class_fractions", "hu_to_labels", "merge_labels"],

@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ _LOGGER = logging.getLogger(__name__)
 _SUFFIXES = (".nii", ".nii.gz")
 # DEFLATE cannot compress by more than this (zlib.net/zlib_tech.html, "Maximum Compression Factor").
 _LARGEST_COMPRESSION = 1032
+_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # of the xyzt_units code (nifti1.h): s, ms, us
 _FOREIGN_UNITS = {1: "metre", 3: "micrometre"}  # of the xyzt_units code (nifti1.h)
 _PADDING_HU = -2048.0
 _STORED_DTYPES = {
@@ -69,6 +71,61 @@ def read_volume(path: str | Path) -> Volume:
             "Check that this is the right file and that it was exported completely.",
         )
     return array, affine
+
+
+@dataclass(frozen=True)
+class Series:
+    """One 4-D scan.
+
+    Attributes:
+        array: float32 (x, y, z, t) in native orientation.
+        affine: float64, voxel index -> RAS+ mm.
+        interval_s: time from one volume to the next (repetition time) in seconds; None where the header does
+            not tell it: no unit of time, or a time that is not positive and finite.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    interval_s: float | None
+
+
+def read_series(path: str | Path) -> Series:
+    """Reads a 4-D scan: a DSC perfusion series.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz`` with four axes (x, y, z, t), two time points or more; further axes of
+            length 1 are dropped.
+
+    Returns:
+        The series, scaled by the header's slope and intercept. Its interval is a hint: some converters leave
+        wrong times in the header.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: a single volume, a constant time point, and as ``read_volume``.
+
+    Example:
+        >>> series = read_series("dsc.nii.gz")                                         # doctest: +SKIP
+        >>> series.array.shape, series.interval_s                                      # doctest: +SKIP
+        ((128, 128, 20, 60), 1.5)
+    """
+    path = Path(path)
+    image = _load(path, series=True)
+    array, affine = _voxels(path, image, 4)
+    flat = np.flatnonzero(array.min(axis=(0, 1, 2)) == array.max(axis=(0, 1, 2)))
+    if flat.size:
+        raise error(
+            f"{path}: every time point shows contrast.",
+            f"a constant image at time points {_some(flat)} (from 0)",
+            "Check that the series was exported completely; cut time points that were not measured.",
+        )
+    return Series(array, affine, _interval_s(image.header))
+
+
+def _interval_s(header: nibabel.Nifti1Header) -> float | None:
+    unit = _SECONDS.get(int(header["xyzt_units"]) & 0x38, math.nan)
+    interval = round(float(header["pixdim"][4]) * unit, 6)  # the header's float32 of 0.1 is 0.1 again
+    return interval if 0 < interval < math.inf else None
 
 
 def read_ct(path: str | Path) -> Volume:
@@ -132,6 +189,13 @@ def read_labels(path: str | Path, num_classes: int | None = None) -> Volume:
     return labels, affine
 
 
+def volume_count(path: str | Path) -> int:
+    """Returns how many volumes the header announces: 1, or the time points of a series; reads no voxels."""
+    path = existing_file(nifti_path(path))
+    with _refusing(path, "not an image, or a damaged one"):
+        return math.prod(int(n) for n in _raw_header(path).get_data_shape()[3:])
+
+
 def volume_header(path: str | Path) -> tuple[tuple[int, int, int], np.ndarray]:
     """Returns shape and affine without reading the voxels; checks what a header can tell."""
     image = _load(Path(path))
@@ -139,7 +203,9 @@ def volume_header(path: str | Path) -> tuple[tuple[int, int, int], np.ndarray]:
     return (x, y, z), _affine(path, image)
 
 
-def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
+def write_volume(
+    path: str | Path, array: np.ndarray, affine: np.ndarray, provenance: Mapping[str, Any] | None = None
+) -> None:
     """Writes an image whole or not at all; an older file of that name is replaced.
 
     Args:
@@ -147,14 +213,20 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Non
         array: (x, y, z), or (x, y, z, channels); finite. float64 is stored as float32, bool as uint8; the
             other dtypes NIfTI and this library share (float32, uint8, int16, uint16, int32) as they are.
         affine: voxel index -> RAS+ mm. Kept in float32 precision, which is what NIfTI holds.
+        provenance: where the image comes from; given, it is stored beside it in ``<stem>.json``, as
+            ``write_labels`` does.
 
     Raises:
         InputError: another suffix, rank or dtype, NaN or infinite voxels, a bad affine.
         OSError: the folder cannot be written.
     """
     path = nifti_path(path)
+    image = _image(path, array, affine)
+    if provenance is not None:
+        _save_with_sidecar(path, image, {"provenance": _plain(provenance)})
+        return
     with atomic_file(path) as temporary:
-        nibabel.save(_image(path, array, affine), temporary)
+        nibabel.save(image, temporary)
 
 
 def write_ct(path: str | Path, ct_hu: np.ndarray, affine: np.ndarray) -> None:
@@ -195,32 +267,38 @@ def write_labels(
             f"Labels are below {len(class_names)}, the number of class names, or 255.", _some(unknown)
         )
     table = {str(i): name for i, name in enumerate(class_names)} | {str(IGNORE_LABEL): "ignore"}
-    text = json.dumps({"labels": table, "provenance": _plain(provenance)}, indent=2, allow_nan=False)
+    content = {"labels": table, "provenance": _plain(provenance)}
+    _save_with_sidecar(path, _image(path, labels.astype(np.uint8), affine), content)
+
+
+def _save_with_sidecar(path: Path, image: nibabel.Nifti1Image, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, allow_nan=False)
     _keep_foreign_sidecar(sidecar_path(path))
     # Left in reverse: the image is renamed before the sidecar that vouches for it.
     with atomic_file(sidecar_path(path)) as temporary_json, atomic_file(path) as temporary:
-        nibabel.save(_image(path, labels.astype(np.uint8), affine), temporary)
+        nibabel.save(image, temporary)
         temporary_json.write_text(text + "\n", encoding="utf-8")
 
 
 def _keep_foreign_sidecar(path: Path) -> None:
-    """Refuses to replace a JSON file that is no label map's sidecar, say the scan's own in a BIDS folder."""
+    """Refuses to replace a JSON file that is no sidecar of ours, say the scan's own in a BIDS folder."""
     if not path.exists():
         return
     try:
-        ours = "labels" in json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ours = isinstance(content, dict) and "provenance" in content
     except (UnicodeDecodeError, json.JSONDecodeError):
         ours = True  # half a sidecar
     if not ours:
         raise error(
-            f"{path}: the sidecar of a label map replaces no other file.",
-            "a JSON file without the key 'labels'",
-            "Choose another name for the label map.",
+            f"{path}: the sidecar of an image replaces no other file.",
+            "a JSON file without the key 'provenance'",
+            "Choose another name for the image.",
         )
 
 
 def read_sidecar(path: str | Path) -> dict[str, Any]:
-    """Returns what ``write_labels`` stored beside the label map ``path``: its "labels" and "provenance"."""
+    """Returns what lies beside an image as JSON: "provenance", and of a label map its table, "labels"."""
     file = existing_file(sidecar_path(nifti_path(path)))
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -232,14 +310,18 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
 
 
 def sidecar_path(path: str | Path) -> Path:
-    """Returns the name of the JSON file beside a label map: ``a/b.nii.gz`` -> ``a/b.json``."""
+    """Returns the name of the JSON file beside an image: ``a/b.nii.gz`` -> ``a/b.json``."""
     path = Path(path)
     return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
 def _read(path: str | Path) -> Volume:
     path = Path(path)
-    image = _load(path)
+    return _voxels(path, _load(path), 3)
+
+
+def _voxels(path: Path, image: nibabel.Nifti1Image, axes: int) -> Volume:
+    """The finite voxels with the first ``axes`` axes, and the affine."""
     affine = _affine(path, image)
     with _refusing(path, "a truncated or damaged file"):
         if path.name.endswith(".gz"):
@@ -247,7 +329,7 @@ def _read(path: str | Path) -> Volume:
             with gzip.open(path) as stream:
                 image = type(image).from_bytes(stream.read())
         voxels = image.get_fdata(caching="unchanged", dtype=np.float32)
-        array = np.array(voxels, dtype=np.float32, order="C").reshape(image.shape[:3])
+        array = np.array(voxels, dtype=np.float32, order="C").reshape(image.shape[:axes])
     broken = np.count_nonzero(~np.isfinite(array))
     if broken:
         raise error(
@@ -258,12 +340,13 @@ def _read(path: str | Path) -> Volume:
     return array, affine
 
 
-def _load(path: Path) -> nibabel.Nifti1Image:
+def _load(path: Path, *, series: bool = False) -> nibabel.Nifti1Image:
     """Opens the file and checks its header; reads no voxels."""
     existing_file(nifti_path(path))
     with _refusing(path, "not an image, or a damaged one"):
         # Before nibabel, which would set a voxel size of zero to 1 and go on.
         header = _raw_header(path)
+        _check_axes(path, header, series)
         _check_header(path, header)
         kind = nibabel.Nifti2Image if header.sizeof_hdr == 540 else nibabel.Nifti1Image
         return kind.from_filename(path)
@@ -301,14 +384,24 @@ def _raw_header(path: Path) -> nibabel.Nifti1Header:
     )
 
 
-def _check_header(path: Path, header: nibabel.Nifti1Header) -> None:
+def _check_axes(path: Path, header: nibabel.Nifti1Header, series: bool) -> None:
     shape = tuple(int(n) for n in header.get_data_shape())
-    if len(shape) < 3 or math.prod(shape[3:]) != 1 or min(shape) < 1:
+    if series and (len(shape) < 4 or math.prod(shape[4:]) != 1 or min(shape) < 1 or shape[3] < 2):
+        raise error(
+            f"{path}: a series has four axes (x, y, z, t) and two time points or more.",
+            f"shape {shape}",
+            "Pass the whole series; join single volumes into one file (dcm2niix does).",
+        )
+    if not series and (len(shape) < 3 or math.prod(shape[3:]) != 1 or min(shape) < 1):
         raise error(
             f"{path}: an image has three axes (x, y, z); further axes have length 1.",
             f"shape {shape}",
             "Save one volume of a series as a file of its own.",
         )
+
+
+def _check_header(path: Path, header: nibabel.Nifti1Header) -> None:
+    shape = tuple(int(n) for n in header.get_data_shape())
     try:
         dtype = header.get_data_dtype()
     except KeyError:

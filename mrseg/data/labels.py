@@ -14,6 +14,8 @@ from mrseg.data.io import CT_PADDING_BELOW_HU
 ATTENUATION_CLASSES = ("air", "soft", "bone")
 #: The tissue classes of IBSR18, in its own numbering.
 TISSUE_CLASSES = ("background", "csf", "gm", "wm")
+#: The classes of a brain mask (alkhimova2022).
+BRAIN_CLASSES = ("background", "brain")
 #: Air below -500 HU and bone above 600 HU (Mecheter et al. 2020 and 2023).
 THRESHOLDS_HU = (-500.0, 600.0)
 

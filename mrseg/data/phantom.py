@@ -14,6 +14,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,11 +26,12 @@ from mrseg.data import phantom_physics as physics
 from mrseg.data.cases import Case, write_cases
 from mrseg.data.geometry import Volume
 from mrseg.data.io import write_labels, write_volume
-from mrseg.data.labels import ATTENUATION_CLASSES, TISSUE_CLASSES
+from mrseg.data.labels import ATTENUATION_CLASSES, BRAIN_CLASSES, TISSUE_CLASSES
 from mrseg.data.phantom_head import (
     FIELD_OF_VIEW_MM,
     Head,
     attenuation_labels,
+    brain_labels,
     centred_affine,
     check_seed,
     check_spacing,
@@ -48,6 +50,7 @@ __all__ = [
     "Head",
     "Misalignment",
     "attenuation_labels",
+    "brain_labels",
     "ct_image",
     "dsc_series",
     "head",
@@ -57,6 +60,12 @@ __all__ = [
 ]
 
 SEQUENCES = ("T1w", "T2w", "dsc")
+#: Kind of true labels -> how they are made, and their classes.
+_TRUTHS = {
+    "attenuation": (attenuation_labels, ATTENUATION_CLASSES),
+    "tissue": (tissue_labels, TISSUE_CLASSES),
+    "brain": (brain_labels, BRAIN_CLASSES),
+}
 #: Margin of the CT's field of view around the MR's, so that the displaced head stays inside.
 _CT_MARGIN_MM = 20.0
 _TEXTURE = 0.03  # tissue is not uniform: smooth variation of the signal, relative, over about 6 mm
@@ -186,10 +195,12 @@ def write_cohort(
     subjects: Mapping[str, int],
     sequences: Sequence[str] = ("T1w",),
     shape: Sequence[int] = (64, 64, 48),
+    spacing_mm: Sequence[float] | None = None,
     seed: int = 0,
     ct: bool = True,
     registered: bool = False,
     labels: bool | str = False,
+    lesions: float = 0.0,
 ) -> Path:
     """Writes a synthetic cohort as NIfTI files with a manifest, as a user's own data would lie on disk.
 
@@ -198,31 +209,40 @@ def write_cohort(
         subjects: number of subjects of each split, e.g. ``{"train": 6, "val": 2, "test": 3}``.
         sequences: of "T1w", "T2w" and "dsc" (of a DSC series the fourth time point, before the bolus).
         shape: voxels of the MR images.
+        spacing_mm: their size, as for ``head``.
         seed: of the cohort; cohorts of different seeds share no subject.
         ct: writes each subject's CT, on its own grid and displaced by a random motion.
         registered: writes that CT on the MR's grid and in place instead, and the true labels beside it.
-        labels: which true labels to write: "attenuation" (air, soft, bone) or "tissue" (background, csf, gm,
-            wm); True means "attenuation", False none, unless ``registered``.
+        labels: which true labels to write: "attenuation" (air, soft, bone), "tissue" (background, csf, gm,
+            wm) or "brain" (background, brain); True means "attenuation", False none, unless ``registered``.
+        lesions: share of the subjects that have a lesion, 0 to 1, spread evenly over the list.
 
     Returns:
         The manifest, ``folder/cohort.tsv``, for ``mrseg.data.cases.read_cases``.
 
     Raises:
-        InputError: no subject, an unknown sequence or kind of labels, a bad shape or seed.
+        InputError: no subject, an unknown sequence or kind of labels, a bad shape, spacing, seed or share.
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
     for sequence in sequences:
         choice("sequence", sequence, SEQUENCES)
-    kind = choice("labels", labels, (False, True, "attenuation", "tissue"))
+    kind = choice("labels", labels, (False, True, *_TRUTHS))
     if kind is True or (registered and not kind):
         kind = "attenuation"
     splits = [split for split, count in subjects.items() for _ in range(count)]
     if not splits or not sequences:
         raise error("A cohort has at least one subject and one sequence.", (dict(subjects), tuple(sequences)))
+    if not 0 <= lesions <= 1:
+        raise error("lesions is a share of the subjects, 0 to 1.", lesions)
     cases = []
     for number, split in enumerate(splits):
-        subject = head(_subject_seed(check_seed(seed), number), shape=shape)
+        subject = head(
+            _subject_seed(check_seed(seed), number),
+            shape=shape,
+            spacing_mm=spacing_mm,
+            lesion=_has_lesion(number, lesions),
+        )
         stem = folder / f"phantom{number + 1:03d}" / f"phantom{number + 1:03d}"
         images = {sequence: _write_image(stem, subject, sequence) for sequence in sequences}
         ct_path = _write_ct(stem, subject, registered) if ct else None
@@ -237,6 +257,12 @@ def _subject_seed(cohort: int, number: int) -> int:
     if number >= 1000:
         raise error("A cohort has at most 1000 subjects.", number + 1)
     return cohort * 1000 + number
+
+
+def _has_lesion(number: int, share: float) -> bool:
+    """Whether this subject has a lesion: of the first n subjects floor(n * share) have one."""
+    before, after = (math.floor(round(n * share, 6)) for n in (number, number + 1))
+    return after > before
 
 
 def _write_image(stem: Path, subject: Head, sequence: str) -> Path:
@@ -265,10 +291,8 @@ def _write_int16(stem: Path, sequence: str, image: np.ndarray, affine: np.ndarra
 def _write_truth(stem: Path, subject: Head, kind: str) -> Path:
     path = stem.with_name(f"{stem.name}_labels-{kind}.nii.gz")
     provenance = {"source": "built-in phantom (synthetic)", "seed": subject.seed, "lesion": subject.lesion}
-    if kind == "tissue":
-        write_labels(path, tissue_labels(subject), subject.affine, TISSUE_CLASSES, provenance)
-    else:
-        write_labels(path, attenuation_labels(subject), subject.affine, ATTENUATION_CLASSES, provenance)
+    make, class_names = _TRUTHS[kind]
+    write_labels(path, make(subject), subject.affine, class_names, provenance)
     return path
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from mrseg._checks import error, positive_ints
 from mrseg.data.labels import TISSUE_CLASSES, hu_to_labels
@@ -20,6 +21,7 @@ from mrseg.data.phantom_subject import TISSUES, Subject
 FIELD_OF_VIEW_MM = ((-100.0, -125.0, -90.0), (100.0, 117.0, 108.0))
 
 _CLASS_OF_TISSUE = {"csf": "csf", "gm": "gm", "deep_gm": "gm", "wm": "wm", "lesion": "wm"}
+_IN_THE_SKULL = (*_CLASS_OF_TISSUE, "vessel")
 _COARSE_MM = 2.5  # voxels longer than this are sampled at two places along that axis
 _CHUNK = 1 << 16  # voxels evaluated at a time: temporary arrays stay near the cache
 
@@ -107,6 +109,19 @@ def attenuation_labels(head: Head) -> np.ndarray:
     (``mrseg.data.labels.hu_to_labels``).
     """
     return hu_to_labels(mix(head, tissue_hu()))
+
+
+def brain_labels(head: Head) -> np.ndarray:
+    """Returns the true labels uint8 (x, y, z): 0 background, 1 brain, which is all that the skull encloses.
+
+    Voxels of which csf, grey and white matter, nuclei, lesion and vessels together fill more than half, in
+    their largest piece over faces: the fluid of the eyes is none of it.
+    """
+    inside = mix(head, np.isin(head.tissues, _IN_THE_SKULL).astype(np.float32)) > 0.5
+    pieces, _ = ndimage.label(inside)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return (inside & (pieces == sizes.argmax())).astype(np.uint8)
 
 
 def mix(head: Head, values: np.ndarray) -> np.ndarray:

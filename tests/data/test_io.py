@@ -289,6 +289,112 @@ def test_a_ct_with_nan_outside_comes_back_the_same(tmp_path):
     np.testing.assert_array_equal(io.read_ct(tmp_path / "ct.nii.gz")[0], ct)
 
 
+# Series
+
+TIME_PIXDIM = PIXDIM + 16
+
+
+def series_file(path, array=None, unit=8, interval=1.5):
+    nifti(path, ramp((3, 4, 2, 5)) if array is None else array, AFFINE)
+    return patched(patched(path, XYZT, "B", 2 | unit), TIME_PIXDIM, "f", interval)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_series_keeps_its_time_points_and_its_affine(tmp_path, suffix):
+    path = series_file(tmp_path / "a.nii")
+    if suffix.endswith("gz"):
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes()))
+    series = io.read_series(path)
+    assert series.array.dtype == np.float32 and series.affine.dtype == np.float64
+    np.testing.assert_array_equal(series.array, ramp((3, 4, 2, 5)))
+    np.testing.assert_allclose(series.affine, AFFINE, rtol=1e-7)
+    assert io.volume_count(path) == 5
+
+
+def test_a_fifth_axis_of_one_is_dropped_from_a_series(tmp_path):
+    path = nifti(tmp_path / "a.nii", ramp((3, 4, 2, 5, 1)))
+    assert io.read_series(path).array.shape == (3, 4, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("unit", "stored", "seconds"),
+    [
+        (8, 1.5, 1.5),
+        (16, 1500.0, 1.5),  # ms
+        (24, 1.5e6, 1.5),  # us
+        (8, 0.1, 0.1),  # float32 of 0.1 is 0.100000001
+        (0, 1.5, None),  # no unit
+        (32, 1.5, None),  # Hz
+        (8, 0.0, None),
+        (8, -2.0, None),
+        (8, np.nan, None),
+        (8, np.inf, None),
+    ],
+)
+def test_the_interval_is_told_in_seconds_or_not_at_all(tmp_path, unit, stored, seconds):
+    assert io.read_series(series_file(tmp_path / "a.nii", unit=unit, interval=stored)).interval_s == seconds
+
+
+def test_slope_and_intercept_of_a_series_are_applied(tmp_path):
+    patched(series_file(tmp_path / "a.nii"), 112, "ff", 2.0, -10.0)
+    np.testing.assert_array_equal(io.read_series(tmp_path / "a.nii").array, ramp((3, 4, 2, 5)) * 2.0 - 10)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2), (3, 4, 2, 1), (3, 4), (3, 4, 2, 5, 2)])
+def test_what_is_no_series_is_refused(tmp_path, shape):
+    refused(nifti(tmp_path / "a.nii", ramp(shape)), "four axes", str(shape), read=io.read_series)
+
+
+def test_a_series_is_no_volume_and_the_error_says_so(tmp_path):
+    refused(series_file(tmp_path / "a.nii"), "three axes", "(3, 4, 2, 5)")
+
+
+def test_time_points_without_contrast_are_named(tmp_path):
+    array = ramp((3, 4, 2, 5))
+    array[..., 1] = 7
+    array[..., 4] = 0
+    refused(series_file(tmp_path / "a.nii", array), "time points 1, 4 (from 0)", read=io.read_series)
+
+
+def test_a_series_with_nan_or_cut_short_is_refused(tmp_path):
+    array = ramp((3, 4, 2, 5), np.float32)
+    array[0, 0, 0, 2:4] = np.nan
+    refused(series_file(tmp_path / "a.nii", array), "2 NaN or infinite", read=io.read_series)
+    content = series_file(tmp_path / "b.nii").read_bytes()
+    (tmp_path / "b.nii").write_bytes(content[:-1])
+    refused(tmp_path / "b.nii", "truncated", read=io.read_series)
+    whole = gzip.compress(series_file(tmp_path / "c.nii").read_bytes())
+    (tmp_path / "c.nii.gz").write_bytes(whole[:-8])
+    refused(tmp_path / "c.nii.gz", "damaged", read=io.read_series)
+
+
+@pytest.mark.parametrize("read", [io.read_series, io.volume_count])
+def test_a_series_that_is_missing_or_no_image_is_named(tmp_path, read):
+    with pytest.raises(FileNotFoundError, match="dsc.nii"):
+        read(tmp_path / "dsc.nii")
+    (tmp_path / "a.nii").write_text("hello")
+    refused(tmp_path / "a.nii", "does not begin with a NIfTI header", read=read)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 347), st.binary(min_size=1, max_size=8))
+def test_no_damaged_header_of_a_series_escapes_the_one_voice(tmp_path, caplog, place, damage):
+    content = bytearray(series_file(tmp_path / "a.nii").read_bytes())
+    size = len(content)
+    content[place : place + len(damage)] = damage
+    (tmp_path / "b.nii").write_bytes(content[:size])
+    for read in (io.read_series, io.volume_count):
+        try:
+            found = read(tmp_path / "b.nii")
+        except InputError as caught:
+            assert "\n" not in str(caught) and "b.nii" in str(caught)
+        else:
+            if read is io.read_series:
+                assert found.array.ndim == 4 and np.isfinite(found.array).all()
+                assert found.interval_s is None or 0 < found.interval_s < np.inf
+
+
 # Labels
 
 
@@ -510,3 +616,21 @@ class TestOnRealScans:
         with caplog.at_level(logging.WARNING):
             io.read_ct(self.folder() / "colin27" / "T1.nii.gz")
         assert "no voxel below -500 HU" in caplog.text
+
+
+def test_an_image_has_a_sidecar_on_request_and_keeps_that_of_others(tmp_path):
+    io.write_volume(tmp_path / "mu.nii", ramp(), AFFINE, {"unit": "1/cm", "steps": np.arange(2)})
+    assert io.read_sidecar(tmp_path / "mu.nii") == {"provenance": {"unit": "1/cm", "steps": [0, 1]}}
+    io.write_volume(tmp_path / "mu.nii", ramp() + 1, AFFINE, {"unit": "1/mm"})  # its own is replaced
+    assert io.read_sidecar(tmp_path / "mu.nii")["provenance"] == {"unit": "1/mm"}
+    io.write_volume(tmp_path / "plain.nii", ramp(), AFFINE)
+    assert not (tmp_path / "plain.json").exists()
+
+
+@pytest.mark.parametrize("content", ['{"RepetitionTime": 2.0}', "[1]", "5", '"provenance"'])
+def test_the_sidecar_of_an_image_replaces_no_foreign_file(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputError, match="replaces no other file"):
+        io.write_volume(tmp_path / "a.nii", ramp(), AFFINE, {"run": 1})
+    assert (tmp_path / "a.json").read_text() == content
+    assert not (tmp_path / "a.nii").exists()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import nibabel
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mrseg._checks import InputError
 from mrseg.data import phantom
 from mrseg.data.cases import read_cases
+from mrseg.data.io import read_sidecar
 from mrseg.data.labels import hu_to_labels
 
 
@@ -99,6 +103,50 @@ def test_tissue_labels_hold_four_classes_and_brain_only_within_soft_tissue():
     assert set(np.unique(labels)) == {0, 1, 2, 3}
     assert set(np.unique(attenuation)) == {0, 1, 2}
     assert (attenuation[labels >= 2] == 1).mean() > 0.99
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_brain_labels_are_what_the_skull_encloses_without_the_eyes(seed):
+    head = phantom.head(seed, shape=(128, 128, 20), spacing_mm=(1.875, 1.875, 6.0), lesion=True)
+    brain, tissue = phantom.brain_labels(head), phantom.tissue_labels(head)
+    assert brain.dtype == np.uint8 and set(np.unique(brain)) == {0, 1}
+    assert ndimage.label(brain)[1] == 1
+    assert brain[tissue >= 2].mean() > 0.999  # grey and white matter
+    outside = (tissue > 0) & (brain == 0)
+    world = np.argwhere(outside) @ head.affine[:3, :3].T + head.affine[:3, 3]
+    in_front = (world[:, 1] > 45) & (world[:, 2] < -15)  # eyes lie at y = 69, z = -37
+    assert outside.sum() > 300 and in_front.mean() > 0.95
+    bone = head.fractions[head.tissues.index("cortical_bone")].astype(np.float32)
+    assert bone[brain == 1].mean() < 0.05
+
+
+def test_a_head_of_air_alone_has_no_brain():
+    air = phantom.head(0, shape=(4, 4, 4), spacing_mm=(0.1, 0.1, 0.1))
+    fractions = np.zeros_like(air.fractions)
+    fractions[air.tissues.index("air")] = 1
+    assert not phantom.brain_labels(dataclasses.replace(air, fractions=fractions)).any()
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, "00000"), (1.0, "11111"), (0.5, "01010"), (0.2, "00001")]
+)
+def test_lesions_are_a_share_of_a_cohort(tmp_path, share, expected):
+    manifest = phantom.write_cohort(
+        tmp_path,
+        subjects={"train": 3, "test": 2},
+        sequences=("dsc",),
+        shape=(16, 16, 4),
+        spacing_mm=(12.0, 12.0, 30.0),
+        ct=False,
+        labels="brain",
+        lesions=share,
+    )
+    cases = read_cases(manifest)
+    found = [read_sidecar(case.labels["dsc"])["provenance"]["lesion"] for case in cases]
+    assert found == [digit == "1" for digit in expected]
+    image = nibabel.load(cases[0].images["dsc"])
+    np.testing.assert_allclose(image.header.get_zooms(), (12.0, 12.0, 30.0))
+    assert set(np.unique(np.asarray(nibabel.load(cases[0].labels["dsc"]).dataobj))) == {0, 1}
 
 
 def test_ct_has_its_own_finer_grid_that_covers_the_mr():
@@ -205,6 +253,11 @@ def test_registered_cohort_has_ct_and_labels_on_the_image_grid(tmp_path, labels,
             "sequence is one of",
         ),
         (lambda: phantom.write_cohort("unused", subjects={"train": 1}, labels="bones"), "labels is one of"),
+        (lambda: phantom.write_cohort("unused", subjects={"train": 1}, lesions=1.5), "lesions is a share"),
+        (
+            lambda: phantom.write_cohort("unused", subjects={"train": 1}, spacing_mm=(1.0, -1.0, 1.0)),
+            "spacing_mm is three positive",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, words):
