@@ -23,6 +23,7 @@ from keras import ops, tree
 
 from mrseg import _checks
 from mrseg._files import atomic_folder
+from mrseg.transfer.compiling import compile_like
 from mrseg.transfer.cutting import Cut, find_cut, stored_type
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def fit_cached(
                 for name, batches in (("train", data), ("validation", validation_data))
                 if batches is not None
             ]
-            _compile_like(cut.suffix, model)
+            compile_like(cut.suffix, model, model.optimizer)
             held_out = sets[1].dataset() if len(sets) > 1 else None
             return cut.suffix.fit(sets[0].dataset(seed=seed), validation_data=held_out, **options)
     except DataChanged as reason:
@@ -305,22 +306,3 @@ def _digest(batch: Any) -> int:
 
 def _numpy(tensor: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(tensor))
-
-
-def _compile_like(suffix: keras.Model, model: keras.Model) -> None:
-    """Loss, metrics and optimiser as ``model`` was compiled with; the optimiser is the same object."""
-    config = model.get_compile_config()
-
-    def same(name: str) -> Any:
-        return keras.saving.deserialize_keras_object(config[name]) if config.get(name) else None
-
-    suffix.compile(
-        optimizer=model.optimizer,
-        loss=model.loss,
-        loss_weights=config.get("loss_weights"),
-        metrics=same("metrics"),
-        weighted_metrics=same("weighted_metrics"),
-        run_eagerly=model.run_eagerly,
-        jit_compile=model.jit_compile,
-        auto_scale_loss=False,
-    )
