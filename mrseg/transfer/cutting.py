@@ -80,8 +80,8 @@ def find_cut(model: keras.Model) -> Cut:
     needed |= {id(tensor): tensor for tensor in model.outputs if id(tensor) in fixed}
     frontier = list(_retreat(needed, makers).values())
     return Cut(
-        prefix=keras.Model(model.inputs, frontier, name=f"{model.name}_prefix"),
-        suffix=keras.Model(_unpacked(frontier), _unpacked(model.outputs), name=model.name),
+        prefix=keras.Model(model.input, _unpacked(frontier), name=f"{model.name}_prefix"),
+        suffix=keras.Model(_unpacked(frontier), model.output, name=model.name),
         tensors=tuple(frontier),
     )
 
@@ -113,15 +113,18 @@ def _fixed_tensors(model: keras.Model) -> tuple[dict[int, Any], dict[int, Any]]:
         inputs, outputs = _flat(operation, "input"), _flat(operation, "output")
         if isinstance(operation, keras.layers.InputLayer):
             continue
-        if any(id(tensor) not in makers for tensor in inputs):
-            raise _checks.error(
-                "A network is cut whose layers are each called once, and not already cut.",
-                f"{operation.name!r} of {model.name!r}",
-            )
+        _check_known(inputs, makers, operation.name)
         makers |= {id(tensor): operation for tensor in outputs}
         if not _varies(operation) and all(id(tensor) in fixed for tensor in inputs):
             fixed |= {id(tensor): tensor for tensor in outputs}
+    _check_known(model.outputs, makers, model.name)
     return fixed, makers
+
+
+def _check_known(tensors: list[Any], makers: dict[int, Any], name: str) -> None:
+    """Raises InputError if a tensor is not what the first call of an operation made."""
+    if any(id(tensor) not in makers for tensor in tensors):
+        raise _checks.error("A network is cut whose layers are each called once, and not already cut.", repr(name))
 
 
 def _unpacked(tensors: list[Any]) -> Any:

@@ -57,9 +57,9 @@ def adapt_statistics(model: keras.Model, images: Iterable[Any]) -> dict[str, flo
         _restore(norms, old, momenta, kept)
     if not count:
         raise _checks.error("Statistics are estimated from at least one image.", "none")
-    new = [_pooled(total / count) for total in sums]
-    if not all(np.isfinite(statistics).all() for statistics in new):
+    if not all(np.isfinite(total).all() for total in sums):
         raise _checks.error("Images hold finite values.", "NaN or infinity", "The model is unchanged.")
+    new = [_pooled(total / count) for total in sums]
     moved = {}
     for layer, before, after in zip(norms, old, new, strict=True):
         layer.moving_mean.assign(after[0])
