@@ -22,6 +22,19 @@ class _Quiet:
         awake = training and self.trainable  # type: ignore[attr-defined]
         return super().call(inputs, training=awake)  # type: ignore[misc]
 
+    def get_config(self) -> dict[str, Any]:
+        """The parent's arguments, and ``trainable``, which Keras' spatial dropout leaves out."""
+        return super().get_config() | {"trainable": self.trainable}  # type: ignore[misc]
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """The layer again, frozen as it was."""
+        options = dict(config)
+        trainable = options.pop("trainable", True)
+        layer = super().from_config(options)  # type: ignore[misc]
+        layer.trainable = trainable
+        return layer
+
 
 @registered
 class QuietDropout(_Quiet, keras.layers.Dropout):

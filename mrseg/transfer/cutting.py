@@ -124,7 +124,9 @@ def _fixed_tensors(model: keras.Model) -> tuple[dict[int, Any], dict[int, Any]]:
 def _check_known(tensors: list[Any], makers: dict[int, Any], name: str) -> None:
     """Raises InputError if a tensor is not what the first call of an operation made."""
     if any(id(tensor) not in makers for tensor in tensors):
-        raise _checks.error("A network is cut whose layers are each called once, and not already cut.", repr(name))
+        raise _checks.error(
+            "A network is cut whose layers are each called once, and not already cut.", repr(name)
+        )
 
 
 def _unpacked(tensors: list[Any]) -> Any:

@@ -276,7 +276,9 @@ class _Writer:
                 "Take precision float32.",
             )
         if value.shape[1:] != array.shape:
-            raise _checks.error("All batches have cases of one shape.", f"{value.shape[1:]} and {array.shape}")
+            raise _checks.error(
+                "All batches have cases of one shape.", f"{value.shape[1:]} and {array.shape}"
+            )
         with open(array.file, "ab") as file:
             file.write(memoryview(kept).cast("B") if kept.size else b"")
         self.bytes += kept.nbytes

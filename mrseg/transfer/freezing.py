@@ -161,7 +161,9 @@ def train_norms(model: keras.Model) -> FreezeReport:
     norms = [layer.name for layer in model.layers if isinstance(layer, _NORM_LAYERS)]
     own = {name for name in norms if not is_adapted(name)}
     if not own:
-        raise _checks.error("train_norms trains a network that normalises.", f"{model.name!r}, which does not")
+        raise _checks.error(
+            "train_norms trains a network that normalises.", f"{model.name!r}, which does not"
+        )
     return _train_only(model, own, "silent", "follow")
 
 

@@ -147,7 +147,9 @@ def groups(model: keras.Model) -> Groups:
                 "Name the layers by their stage.",
             )
     # sorted() is stable: only the adapted encoders' groups, which run beside the others, move to the front.
-    ordered = sorted(members, key=lambda name: (not is_adapted(name), len(adapted_prefix(name)), adapted_prefix(name)))
+    ordered = sorted(
+        members, key=lambda name: (not is_adapted(name), len(adapted_prefix(name)), adapted_prefix(name))
+    )
     return Groups(tuple(_group(name, members[name]) for name in ordered))
 
 

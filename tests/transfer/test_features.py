@@ -54,7 +54,10 @@ def batches(model, cases=5, size=2):
 
 def compiled(model):
     model.compile(
-        keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False
+        keras.optimizers.Adam(1e-3),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=False,
     )
     return model
 
@@ -103,8 +106,11 @@ def test_a_seed_shuffles_every_epoch_in_its_own_way_and_resumes(tmp_path):
     labels = np.arange(6, dtype="int32")
     data = tf.data.Dataset.from_tensor_slices((x, labels)).batch(3)
     with cache_features(find_cut(model), data, tmp_path / "cache") as cached:
+
         def orders(dataset, epochs):
-            return [np.concatenate([y for _, y in dataset.as_numpy_iterator()]).tolist() for _ in range(epochs)]
+            return [
+                np.concatenate([y for _, y in dataset.as_numpy_iterator()]).tolist() for _ in range(epochs)
+            ]
 
         shuffled = orders(cached.dataset(2, seed=5), 4)
         assert all(sorted(order) == list(range(6)) for order in shuffled)
@@ -206,7 +212,9 @@ def test_a_full_disk_fails_cleanly_and_leaves_nothing(tmp_path):
     model = unet_last(0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     cut, data = find_cut(model), batches(model, 4)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # a case's features take 16 * 16 * 2 * 4 = 2048 bytes
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (3000, hard)
+    )  # a case's features take 16 * 16 * 2 * 4 = 2048 bytes
     try:
         with pytest.raises(OSError, match="must fit on the disk.*cache was removed"):
             cache_features(cut, data, tmp_path / "cache")

@@ -87,9 +87,7 @@ def test_every_variable_of_a_network_gets_the_factor_of_its_group():
     optimizer = group_rates(model, keras.optimizers.Adam(), {"encoder1": 0.1, "decoder1": 3})
     optimizer.build(model.trainable_variables)
     expected = {"encoder1": 0.1, "decoder1": 3.0}
-    assert optimizer._factors == [
-        expected.get(v.path.split("_")[0], 1.0) for v in model.trainable_variables
-    ]
+    assert optimizer._factors == [expected.get(v.path.split("_")[0], 1.0) for v in model.trainable_variables]
 
 
 def test_the_given_optimiser_is_left_alone():
