@@ -1,6 +1,7 @@
 """Random layers that fall silent while they are frozen; Keras' own drop and shake in a frozen group too.
 
-Each class differs from its Keras parent in nothing else, so a layer may change from one to the other and back.
+Each class differs from its Keras parent in nothing else, so a layer may change from one to the other and
+back.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ registered = keras.saving.register_keras_serializable(package=PACKAGE)
 class _Quiet:
     """Is in inference mode while ``trainable`` is False."""
 
+    trainable: bool
+
     def call(self, inputs: Any, training: bool = False) -> Any:
         """The parent's output; the inputs themselves while frozen."""
-        awake = training and self.trainable  # type: ignore[attr-defined]
+        awake = training and self.trainable
         return super().call(inputs, training=awake)  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:

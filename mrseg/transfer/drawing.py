@@ -18,8 +18,8 @@ _ROW_IN, _WIDTH_IN = 0.34, 7.0
 def draw_groups(model: keras.Model | Groups) -> Figure:
     """One bar for each group, from input (top) to output, as long as its parameters are many (logarithmic).
 
-    The part of a bar that training changes bears one colour, the rest another; the numbers of convolutions and
-    parameters stand beside it.
+    The part of a bar that training changes bears one colour, the rest another; the numbers of convolutions
+    and parameters stand beside it.
 
     Args:
         model: network, or its groups.

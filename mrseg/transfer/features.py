@@ -69,7 +69,7 @@ class CachedFeatures:
     def dataset(
         self, batch_size: int | None = None, *, seed: int | None = None, first_epoch: int = 0
     ) -> tf.data.Dataset:
-        """Batches ((features, ...), labels) for ``fit`` of the cut's suffix, read from disk as they are needed.
+        """Batches ((features, ...), labels) for ``fit`` of the cut's suffix, read from disk when needed.
 
         Args:
             batch_size: cases in a batch; as they came unless given.
@@ -163,7 +163,8 @@ def cache_features(
             raise
         raise OSError(
             reason.errno,
-            f"The features must fit on the disk. Received: {folder} ({reason.strerror}). The cache was removed. "
+            f"The features must fit on the disk. Received: {folder} ({reason.strerror}). The cache was "
+            "removed. "
             "Choose a folder with more room, precision float16, or train without a cache",
         ) from reason
     return result
@@ -187,8 +188,8 @@ def fit_cached(
     epoch (augmentation, random patches, shuffling), or training starts in the first layer with weights.
 
     Args:
-        model: compiled, some of it frozen. Loss, metrics and optimiser are those it was compiled with; its own
-            weights are trained.
+        model: compiled, some of it frozen. Loss, metrics and optimiser are those it was compiled with; its
+            own weights are trained.
         data: batches, as `cache_features` takes them.
         epochs: number of epochs.
         folder: for the features while training runs; removed afterwards.
@@ -241,8 +242,9 @@ class _Writer:
     def add(self, first: Any, second: Any) -> None:
         if _digest(first) != _digest(second):
             raise DataChanged(
-                "Features are kept where the data are the same in every epoch. Received: two readings that differ "
-                f"after {self.count} cases. Leave out augmentation, random patches and shuffling (seed shuffles)"
+                "Features are kept where the data are the same in every epoch. Received: two readings that "
+                f"differ after {self.count} cases. Leave out augmentation, random patches and shuffling "
+                "(seed shuffles)."
             )
         image, *rest = first
         features = [np.asarray(t) for t in tree.flatten(self.cut.prefix.predict_on_batch(image))]
@@ -280,7 +282,7 @@ class _Writer:
                 "All batches have cases of one shape.", f"{value.shape[1:]} and {array.shape}"
             )
         with open(array.file, "ab") as file:
-            file.write(memoryview(kept).cast("B") if kept.size else b"")
+            file.write(kept.tobytes())  # tofile would hide why a write failed
         self.bytes += kept.nbytes
 
     def finish(self, folder: Path) -> CachedFeatures:

@@ -81,8 +81,8 @@ def train_last(
         model: network named by the scheme of :func:`~mrseg.transfer.grouping.groups`; changed in place.
         convs: 0 up to the network's number of convolutions, "decoder" or "all". A hybrid's adapted encoder is
             not counted and stays frozen.
-        frozen_dropout: "silent": dropout and noise in frozen layers pass their input on while training; "live":
-            they go on as Keras leaves them.
+        frozen_dropout: "silent": dropout and noise in frozen layers pass their input on while training;
+            "live": they go on as Keras leaves them.
         norms: "follow": a BatchNormalization is frozen with its convolution, statistics and all; "frozen":
             every one is, also between layers that train (for batches too small to estimate statistics);
             "train": none is, so frozen groups too move their statistics, gamma and beta.
@@ -152,7 +152,7 @@ def train_all(model: keras.Model, *, norms: str = "follow") -> FreezeReport:
 
 
 def train_norms(model: keras.Model) -> FreezeReport:
-    """Trains gamma and beta of every normalisation and nothing else; the statistics of BatchNormalization move.
+    """Trains gamma and beta of every normalisation and nothing else; BatchNormalization's statistics move.
 
     Raises:
         InputError: the network has no normalisation of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -55,9 +56,9 @@ def hybrid(
     Returns:
         keras.Model with the input and output shapes of ``t1_model``. The adapted encoder's layers are called
         ``adapted_encoder1_conv1`` and so on (those of a second one ``adapted2_encoder1_conv1``) and are
-        frozen, BatchNormalization in inference mode, dropout silent; no gradient enters them. The dedicated encoder and the decoder keep the names of
-        ``t1_model``'s layers and start anew. Fusion layers are called ``encoder1_fusion``, ...,
-        ``bottleneck_fusion``.
+        frozen, BatchNormalization in inference mode, dropout silent; no gradient enters them. The dedicated
+        encoder and the decoder keep the names of ``t1_model``'s layers and start anew. Fusion layers are
+        called ``encoder1_fusion``, ..., ``bottleneck_fusion``.
 
     Raises:
         InputError: an unknown option; a network without encoder or decoder; a layer called more than once;
@@ -83,7 +84,7 @@ def hybrid(
 
     marks = ["adapted_", *(f"adapted{i}_" for i in range(2, len(sources) + 1))]
     start = {id(first.input): image}
-    adapted = [_replay(encoder, start, lambda layer, mark=mark: _frozen_copy(layer, mark)) for mark in marks]
+    adapted = [_replay(encoder, start, partial(_frozen_copy, mark=mark)) for mark in marks]
     dedicated = _replay(encoder, start, lambda layer: _copy(layer, layer.name))
     fused = _fuse_crossing(
         encoder, decoder, dict(zip(marks, adapted, strict=True)), dedicated, FUSIONS[fuse], fuse_at
@@ -102,7 +103,7 @@ def hybrid(
 
 
 def _check_same_encoder(first: keras.Model, other: keras.Model) -> None:
-    """Raises InputError unless the encoders have the same layers with outputs and weights of the same shapes."""
+    """Raises InputError unless the encoders have the same layers, outputs and weights of the same shapes."""
 
     def shapes(layer: keras.layers.Layer) -> list[Any]:
         outputs = [tuple(tensor.shape[1:]) for tensor in tree.flatten(layer.output)]

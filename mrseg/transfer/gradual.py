@@ -14,13 +14,13 @@ from mrseg.transfer.freezing import train_last
 class GradualUnfreezing(keras.callbacks.Callback):
     """Trains the last convolutions of a network, more of them from epoch to epoch.
 
-    Keras fixes what trains when it compiles, so the callback compiles anew where a stage begins. The optimiser
-    begins every stage with the rate it has and without memory, as if `fit` were called again: the result is
-    that of ``train_last``, ``compile`` and ``fit`` for each stage in turn.
+    Keras fixes what trains when it compiles, so the callback compiles anew where a stage begins. The
+    optimiser begins every stage with the rate it has and without memory, as if `fit` were called again: the
+    result is that of ``train_last``, ``compile`` and ``fit`` for each stage in turn.
 
     Args:
-        schedule: first epoch of a stage, from 0 -> number of convolutions from the output, "decoder" or "all",
-            as :func:`~mrseg.transfer.freezing.train_last` takes them. Epoch 0 must be there.
+        schedule: first epoch of a stage, from 0 -> number of convolutions from the output, "decoder" or
+            "all", as :func:`~mrseg.transfer.freezing.train_last` takes them. Epoch 0 must be there.
         frozen_dropout: as in :func:`~mrseg.transfer.freezing.train_last`.
         norms: as in :func:`~mrseg.transfer.freezing.train_last`.
 

@@ -62,7 +62,7 @@ def group_rates(
             )
         by_layer |= dict.fromkeys(table[name].layers, float(factor))
     config = optimizer.get_config() | {"layer_factors": by_layer}
-    return kinds[type(optimizer)].from_config(config)
+    return kinds[type(optimizer)].from_config(config)  # type: ignore[attr-defined]
 
 
 class _GroupRates:

@@ -27,8 +27,8 @@ def adapt_statistics(model: keras.Model, images: Iterable[Any]) -> dict[str, flo
         images: batches (N, *spatial, C) of unlabelled images, read once.
 
     Returns:
-        Layer name -> how far its mean moved, in standard deviations of the old statistics (root mean square over
-        the channels).
+        Layer name -> how far its mean moved, in standard deviations of the old statistics (root mean square
+        over the channels).
 
     Raises:
         InputError: no BatchNormalization of its own; no image; NaN or infinity. The model is then unchanged.

@@ -88,20 +88,20 @@ def load_weights(
             - "channels": the first convolution is adapted to another number of input channels, as
               ``channels`` says;
             - "inflate": a network for slices (x, y) gives its kernels to one for volumes (x, y, z): each is
-              repeated along z, a convolution's divided by its size there, so that a volume that is the same in
-              every slice gives the same response away from its ends;
+              repeated along z, a convolution's divided by its size there, so that a volume that is the same
+              in every slice gives the same response away from its ends;
             - "missing": tensors that the source lacks keep the model's own values;
             - "unused": tensors that the model lacks are left in the source.
         channels: how the first kernel goes from one number of input channels to another:
 
-            - "mean": from 1 to n each channel gets the kernel divided by n, from n to 1 the kernels are summed:
-              an image repeated over the channels gives the same response;
-            - "copy": from 1 to n each channel gets the whole kernel, from n to 1 the first channel's is taken;
+            - "mean": from 1 to n each channel gets the kernel divided by n, from n to 1 the kernels are
+              summed: an image repeated over the channels gives the same response;
+            - "copy": from 1 to n each channel gets the whole kernel, from n to 1 the first one's is taken;
             - "zero": channels that both have keep their kernels (from any number to any), new ones begin with
               zero, so that a network for T1-w gives the same response once T2-w stands beside it.
-        classes: names of the source's classes and of the model's, each in the order of the output channels. The
-            head's rows then go by name: a class of the same name takes its row over, a new one keeps the model's
-            own values. Needs no allowance "head".
+        classes: names of the source's classes and of the model's, each in the order of the output channels.
+            The head's rows then go by name: a class of the same name takes its row over, a new one keeps the
+            model's own values. Needs no allowance "head".
 
     Returns:
         One record per tensor.
@@ -240,8 +240,8 @@ def _rows_by_name(
     theirs, ours = classes
     if (found.shape[-1], variable.shape[-1]) != (len(theirs), len(ours)):
         raise _checks.error(
-            f"classes names every output channel: {found.shape[-1]} of the source, {variable.shape[-1]} of the "
-            f"model, in {name}.",
+            f"classes names every output channel: {found.shape[-1]} of the source, {variable.shape[-1]} of "
+            f"the model, in {name}.",
             f"{len(theirs)} and {len(ours)} names",
         )
     value = np.array(keras.ops.convert_to_numpy(variable))

@@ -54,7 +54,8 @@ def test_segnet_hands_its_pooling_indices_over():
 
 
 def test_unpooling_is_done_anew_since_its_input_is_smaller():
-    # the last 2 convolutions begin behind decoder1_unpool: 32x32x2 floats there, 16x16x2 floats and bytes before
+    # the last 2 convolutions begin behind decoder1_unpool: 32x32x2 floats there, 16x16x2 floats and bytes
+    # before it
     model = segnet((32, 32, 1), filters=2)
     train_last(model, 2)
     assert set(find_cut(model).names) == {"decoder2_conv2_relu", "encoder1_pool"}

@@ -137,13 +137,13 @@ def test_kept_rows_are_the_features_of_their_cases(tmp_path):
 def test_half_precision_rounds_to_11_bits_in_half_the_space(tmp_path):
     model = unet_last(0)
     cut, data = find_cut(model), batches(model)
-    with cache_features(cut, data, tmp_path / "full") as full:
-        with cache_features(cut, data, tmp_path / "half", precision="float16") as half:
-            labels = 5 * 16 * 16
-            assert (full.bytes - labels) == 2 * (half.bytes - labels) == 5 * 16 * 16 * 2 * 4
-            for (a, _), (b, _) in zip(full.dataset(), half.dataset(), strict=True):
-                np.testing.assert_allclose(b, a, rtol=2**-11, atol=2**-25)
-                assert b.dtype == tf.float32
+    full = cache_features(cut, data, tmp_path / "full")
+    half = cache_features(cut, data, tmp_path / "half", precision="float16")
+    labels = 5 * 16 * 16
+    assert (full.bytes - labels) == 2 * (half.bytes - labels) == 5 * 16 * 16 * 2 * 4
+    for (a, _), (b, _) in zip(full.dataset(), half.dataset(), strict=True):
+        np.testing.assert_allclose(b, a, rtol=2**-11, atol=2**-25)
+        assert b.dtype == tf.float32
 
 
 def test_features_too_large_for_half_precision_are_refused(tmp_path):
