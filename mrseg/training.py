@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from mrseg._checks import choice, error, positive_ints
 from mrseg._files import atomic_file, writable_folder
 from mrseg.metrics import losses
 from mrseg.metrics.streaming import for_classes
+from mrseg.transfer.rates import group_rates
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -117,6 +118,7 @@ class Training:
         learning_rate: of the first step.
         optimizer: ``adam`` or ``sgd``.
         momentum: of ``sgd``.
+        group_rates: group of the network -> factor on the rate there, ``{encoder1: 0.1, head: 10.0}``.
         schedule: ``constant``, or ``cosine`` down to 0 at the last step.
         plateau: reduces a constant rate.
         early_stopping: ends the run early.
@@ -131,6 +133,7 @@ class Training:
     learning_rate: float = 1.0e-4
     optimizer: str = "adam"
     momentum: float = 0.9
+    group_rates: dict[str, float] = field(default_factory=dict)
     schedule: str = "constant"
     plateau: Plateau | None = None
     early_stopping: EarlyStopping | None = None
@@ -148,6 +151,9 @@ class Training:
             raise error("training.seed is a whole number from 0 to 2^32 - 1.", self.seed)
         if not 0.0 <= self.momentum < 1.0:
             raise error("training.momentum lies in [0, 1).", self.momentum)
+        for name, factor in self.group_rates.items():
+            if type(factor) not in (int, float) or not 0 < factor < math.inf:
+                raise error(f"training.group_rates.{name} is a number above 0.", repr(factor))
         if not self.learning_rate > 0:
             raise error("training.learning_rate is positive.", self.learning_rate)
         if self.schedule == "cosine" and (self.plateau or self.early_stopping):
@@ -246,8 +252,11 @@ def _compile(
     if settings.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, steps * settings.epochs)
     options = {"momentum": settings.momentum} if settings.optimizer == "sgd" else {}
+    optimizer = OPTIMIZERS[settings.optimizer](rate, **options)
+    if settings.group_rates:
+        optimizer = group_rates(model, optimizer, settings.group_rates)
     model.compile(
-        optimizer=OPTIMIZERS[settings.optimizer](rate, **options),
+        optimizer=optimizer,
         loss=loss.build(),
         metrics=for_classes(class_names),
         jit_compile="auto" if _xla_pays() else False,

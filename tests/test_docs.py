@@ -72,7 +72,7 @@ def test_commands_of_a_page_are_understood(page, capsys):
         except SystemExit as ended:
             assert ended.code == 0, f"{name(page)}: {command}\n{capsys.readouterr().err}"
             continue
-        recipe = getattr(options, "recipe", None) or getattr(options, "name", None)
+        recipe = getattr(options, "recipe", None) or (options.name if words[0] == "recipes" else None)
         if recipe and not recipe.endswith(".yaml"):
             load_recipe(recipe, getattr(options, "overrides", ()))
 

@@ -90,6 +90,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_very_weights_of_an_unbroken_one(
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_killed_run_with_rates_per_group_goes_on_with_them(tmp_path):
+    rates = {"learning_rate": 1e-2, "group_rates": {"encoder1": 0.1, "head": 2}}
+    whole, _ = run(tmp_path / "whole", Training(epochs=2, batch_size=2, **rates))
+    run(tmp_path / "parts", Training(epochs=1, batch_size=2, **rates))
+    state = tmp_path / "parts" / "checkpoint" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"finished": False}))  # as a kill leaves it
+    parts, _ = run(tmp_path / "parts", Training(epochs=2, batch_size=2, **rates))
+    for a, b in zip(weights(whole), weights(parts), strict=True):
+        np.testing.assert_array_equal(a, b)
+    even, _ = run(tmp_path / "even", Training(epochs=2, batch_size=2, learning_rate=1e-2))
+    assert not np.array_equal(weights(even)[0], weights(whole)[0])
+
+
 def test_a_finished_run_trains_no_further(tmp_path):
     settings = Training(epochs=1, batch_size=2)
     first, history = run(tmp_path, settings)
@@ -241,6 +254,8 @@ def test_another_network_cannot_continue_a_run(tmp_path):
         ({"precision": "float16"}, "mixed_float16"),
         ({"learning_rate": 0.0}, "positive"),
         ({"epochs": 0}, "positive whole"),
+        ({"group_rates": {"head": "1e-1"}}, "group_rates.head is a number above 0"),
+        ({"group_rates": {"head": 0.0}}, "group_rates.head is a number above 0"),
         ({"schedule": "cosine", "plateau": Plateau()}, "cosine schedule runs to its last epoch"),
     ],
 )

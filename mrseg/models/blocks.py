@@ -14,6 +14,7 @@ from typing import Any
 import keras
 from keras import layers
 
+import mrseg.models.quiet  # noqa: F401  (registers layers that a file of a network with frozen groups may hold)
 from mrseg import _checks
 from mrseg.models.layers import ChannelRecalibration, SpatialRecalibration
 from mrseg.models.resampling import LinearUpsampling, MaxPoolingWithIndices, MaxUnpooling

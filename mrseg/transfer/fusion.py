@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -10,7 +11,8 @@ from keras import layers, tree
 
 from mrseg import _checks
 from mrseg.models.layers import StopGradient
-from mrseg.transfer.grouping import ADAPTED, HEAD, group_name, groups
+from mrseg.models.quiet import set_quiet
+from mrseg.transfer.grouping import HEAD, group_name, groups, is_adapted
 
 FUSIONS = {
     "multiply": layers.Multiply,
@@ -23,14 +25,14 @@ DEDICATED_FROM = ("scratch", "adapted")
 
 
 def hybrid(
-    t1_model: keras.Model,
+    t1_model: keras.Model | Sequence[keras.Model],
     *,
     fuse: str = "multiply",
     fuse_at: str = "all",
     dedicated_from: str = "scratch",
     name: str = "hybrid",
 ) -> keras.Model:
-    """Two encoders that see the same image, fused, and one decoder.
+    """Two or more encoders that see the same image, fused, and one decoder.
 
     ::
 
@@ -40,9 +42,11 @@ def hybrid(
 
     Args:
         t1_model: trained network whose layer names follow the scheme of
-            :func:`~mrseg.transfer.grouping.groups`, each layer called once; it is copied, not changed.
+            :func:`~mrseg.transfer.grouping.groups`, each layer called once; it is copied, not changed. Or
+            several of one design (say of T1-w and of T2-w, for a network for FLAIR): each gives a frozen
+            adapted encoder, and all are fused with the dedicated one.
         fuse: "multiply" (the paper's best for bone), "average", "maximum" or "concat" (channel after channel,
-            adapted first: twice the channels, so the decoder grows).
+            adapted first: twice the channels, so the decoder grows). With n encoders all n are fused.
         fuse_at: "all": at every tensor that the encoder hands to the decoder (each skip and the
             bottleneck). "bottleneck": only the deepest; skips then come from the dedicated encoder.
         dedicated_from: "scratch": new initial weights, as the paper; "adapted": starts as a copy of the T1-w
@@ -51,13 +55,14 @@ def hybrid(
 
     Returns:
         keras.Model with the input and output shapes of ``t1_model``. The adapted encoder's layers are called
-        ``adapted_encoder1_conv1`` and so on and are frozen, BatchNormalization in inference mode, dropout
-        silent; no gradient enters them. The dedicated encoder and the decoder keep the names of
-        ``t1_model``'s layers and start anew. Fusion layers are called ``encoder1_fusion``, ...,
-        ``bottleneck_fusion``.
+        ``adapted_encoder1_conv1`` and so on (those of a second one ``adapted2_encoder1_conv1``) and are
+        frozen, BatchNormalization in inference mode, dropout silent; no gradient enters them. The dedicated
+        encoder and the decoder keep the names of ``t1_model``'s layers and start anew. Fusion layers are
+        called ``encoder1_fusion``, ..., ``bottleneck_fusion``.
 
     Raises:
         InputError: an unknown option; a network without encoder or decoder; a layer called more than once;
+            encoders of different shapes (the message names the first layer that differs).
             concat for a decoder that adds or unpools the encoder's features.
 
     Deviation: fusing at every level is inferred. The paper states that concatenation allowed batch size 1
@@ -69,31 +74,63 @@ def hybrid(
     _checks.choice("fuse", fuse, FUSIONS)
     _checks.choice("fuse_at", fuse_at, FUSE_AT)
     _checks.choice("dedicated_from", dedicated_from, DEDICATED_FROM)
-    encoder, decoder = _halves(t1_model)
-    image = keras.Input(t1_model.input_shape[1:], name=t1_model.layers[0].name, dtype=t1_model.input.dtype)
+    sources = [t1_model] if isinstance(t1_model, keras.Model) else list(t1_model)
+    if not sources:
+        raise _checks.error("A hybrid is made from at least one trained network.", "none")
+    first = sources[0]
+    encoder, decoder = _halves(first)
+    for other in sources[1:]:
+        _check_same_encoder(first, other)
+    image = keras.Input(first.input_shape[1:], name=first.layers[0].name, dtype=first.input.dtype)
 
-    adapted = _replay(encoder, {id(t1_model.input): image}, _frozen_copy)
-    dedicated = _replay(encoder, {id(t1_model.input): image}, lambda layer: _copy(layer, layer.name))
-    fused = _fuse_crossing(encoder, decoder, adapted, dedicated, FUSIONS[fuse], fuse_at)
+    marks = ["adapted_", *(f"adapted{i}_" for i in range(2, len(sources) + 1))]
+    start = {id(first.input): image}
+    adapted = [_replay(encoder, start, partial(_frozen_copy, mark=mark)) for mark in marks]
+    dedicated = _replay(encoder, start, lambda layer: _copy(layer, layer.name))
+    fused = _fuse_crossing(
+        encoder, decoder, dict(zip(marks, adapted, strict=True)), dedicated, FUSIONS[fuse], fuse_at
+    )
     try:
         whole = _replay(decoder, fused, lambda layer: _copy(layer, layer.name))
     except ValueError as reason:
         if fuse != "concat":
             raise
         raise _checks.error(
-            "fuse='concat' doubles the channels, so the decoder must convolve what it receives.",
-            f"{t1_model.name!r}, which adds or unpools it ({' '.join(str(reason).split())[:160]})",
+            "fuse='concat' multiplies the channels, so the decoder must convolve what it receives.",
+            f"{first.name!r}, which adds or unpools it ({' '.join(str(reason).split())[:160]})",
             "Take multiply, average or maximum.",
         ) from None
 
-    model = keras.Model(image, whole[id(t1_model.output)], name=name)
+    model = keras.Model(image, whole[id(first.output)], name=name)
     for layer in encoder:
-        twin = model.get_layer(ADAPTED + layer.name)
-        twin.set_weights(layer.get_weights())
-        twin.trainable = False
+        for mark, source in zip(marks, sources, strict=True):
+            twin = model.get_layer(mark + layer.name)
+            twin.set_weights(source.get_layer(layer.name).get_weights())
+            twin.trainable = False
         if dedicated_from == "adapted":
             model.get_layer(layer.name).set_weights(layer.get_weights())
     return model
+
+
+def _check_same_encoder(first: keras.Model, other: keras.Model) -> None:
+    """Raises InputError unless the encoders have the same layers, outputs and weights of the same shapes."""
+
+    def shapes(layer: keras.layers.Layer) -> list[Any]:
+        outputs = [tuple(tensor.shape[1:]) for tensor in tree.flatten(layer.output)]
+        return [outputs, [tuple(w.shape) for w in layer.weights]]
+
+    ours, theirs = _halves(first)[0], _halves(other)[0]
+    rule = "The encoders of a hybrid are of one design and for images of one shape."
+    if first.input_shape != other.input_shape:
+        raise _checks.error(rule, f"inputs {first.input_shape[1:]} and {other.input_shape[1:]}")
+    names = [layer.name for layer in ours], [layer.name for layer in theirs]
+    if names[0] != names[1]:
+        odd = sorted(set(names[0]) ^ set(names[1])) or ["the order of layers"]
+        raise _checks.error(rule, f"{odd[0]!r} in one of {first.name!r} and {other.name!r} alone")
+    for layer, twin in zip(ours, theirs, strict=True):
+        if shapes(layer) != shapes(twin):
+            mine, its = shapes(layer)[0][0], shapes(twin)[0][0]
+            raise _checks.error(rule, f"{layer.name!r} with features of {mine} and {its}")
 
 
 def _halves(model: keras.Model) -> tuple[list[keras.layers.Layer], list[keras.layers.Layer]]:
@@ -108,7 +145,7 @@ def _halves(model: keras.Model) -> tuple[list[keras.layers.Layer], list[keras.la
         raise _checks.error(
             "A hybrid needs a network with encoder and decoder stages.", f"groups {', '.join(names)}"
         )
-    if any(n.startswith(ADAPTED) for n in names):
+    if any(map(is_adapted, names)):
         raise _checks.error("A hybrid is made from a network with one encoder.", f"the hybrid {model.name!r}")
     inner = [layer for layer in model.layers if not isinstance(layer, layers.InputLayer)]
     nameless = [layer.name for layer in inner if group_name(layer.name) is None]
@@ -159,18 +196,20 @@ def _copy(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
     return layer.__class__.from_config(layer.get_config() | {"name": name, "trainable": True})
 
 
-def _frozen_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """The layer's counterpart in the adapted encoder; dropout drops nothing there, in training either."""
-    name = ADAPTED + layer.name
+def _frozen_copy(layer: keras.layers.Layer, mark: str) -> keras.layers.Layer:
+    """The layer's counterpart in an adapted encoder; dropout drops nothing there, in training either."""
+    name = mark + layer.name
     if not isinstance(layer, layers.Dropout):
-        return _copy(layer, name)
+        copy = _copy(layer, name)
+        set_quiet(copy, True)
+        return copy
     return layer.__class__.from_config(layer.get_config() | {"name": name, "rate": 0.0})
 
 
 def _fuse_crossing(
     encoder: list[keras.layers.Layer],
     decoder: list[keras.layers.Layer],
-    adapted: dict[int, Any],
+    adapted: dict[str, dict[int, Any]],
     dedicated: dict[int, Any],
     fusion: type[keras.layers.Layer],
     fuse_at: str,
@@ -189,7 +228,10 @@ def _fuse_crossing(
             # Pooling indices are no features: the dedicated encoder's are used.
             if "float" in tensor.dtype and (fuse_at == "all" or group == deepest):
                 number, policy = i or "", layer.dtype_policy.name
-                stop = StopGradient(name=f"{ADAPTED}{layer.name}_stop{number}", dtype=policy)
+                stopped = [
+                    StopGradient(name=f"{mark}{layer.name}_stop{number}", dtype=policy)(tensors[key])
+                    for mark, tensors in adapted.items()
+                ]
                 join = fusion(name=f"{group}_fusion{number}", dtype=policy)
-                received[key] = join([stop(adapted[key]), dedicated[key]])
+                received[key] = join([*stopped, dedicated[key]])
     return received

@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import keras
 from keras import layers
 
 from mrseg import _checks
+from mrseg.models.quiet import is_random, is_silent
 from mrseg.transfer.listing import text_table
 
-#: Groups of the frozen encoder that a hybrid carries; they are never trained.
-ADAPTED = "adapted_"
 HEAD = "head"
 
-_GROUP = re.compile(rf"((?:{ADAPTED})?(?:stem|encoder\d+|bottleneck|decoder\d+|{HEAD}))(?:_|$)")
+_GROUP = re.compile(rf"((?:adapted\d*_)?(?:stem|encoder\d+|bottleneck|decoder\d+|{HEAD}))(?:_|$)")
+#: How the families of keras.applications name their stages: pattern -> group; "{}" is the pattern's number
+#: plus the last item. Inception, Xception, NASNet and MobileNetV3 have layers without a stage in the name.
+_BACKBONES: dict[str, tuple[tuple[str, str, int], ...]] = {
+    "VGG": ((r"block(\d+)_", "encoder{}", 0), (r"flatten$|fc\d$|predictions$", HEAD, 0)),
+    "ResNet, DenseNet": (
+        (r"conv1_|pool1_", "stem", 0),
+        (r"(?:conv|pool)([2-5])_", "encoder{}", -1),
+        (r"post_|bn$|relu$", "bottleneck", 0),
+        (r"avg_pool$|predictions$", HEAD, 0),
+    ),
+    "EfficientNet": (
+        (r"stem_|normalization(?:_\d+)?$|rescaling", "stem", 0),
+        (r"block(\d+)", "encoder{}", 0),
+        (r"top_(?:conv|bn|activation)", "bottleneck", 0),
+        (r"avg_pool$|top_dropout$|predictions$", HEAD, 0),
+    ),
+    "MobileNet": (
+        (r"conv1(?:_|$)", "stem", 0),
+        (r"conv_(?:dw|pw|pad)_(\d+)", "encoder{}", 0),
+        (r"global_|dropout|conv_preds|predictions$", HEAD, 0),
+    ),
+    "MobileNetV2": (
+        (r"Conv1|bn_Conv1", "stem", 0),
+        (r"expanded_conv_", "encoder1", 0),
+        (r"block_(\d+)_", "encoder{}", 1),
+        (r"Conv_1|out_relu", "bottleneck", 0),
+        (r"global_|predictions$", HEAD, 0),
+    ),
+    "ConvNeXt": (
+        (r".+_stem$", "stem", 0),
+        (r".+_stage_(\d)_", "encoder{}", 1),
+        (r".+_downsampling_block_(\d)", "encoder{}", 2),
+        (r"layer_normalization", "bottleneck", 0),
+        (r".+_head_", HEAD, 0),
+    ),
+}
 _CONVOLUTIONS = (layers.Conv2D, layers.Conv3D, layers.DepthwiseConv2D, layers.SeparableConv2D)
 
 
@@ -31,6 +66,7 @@ class Group:
         parameters: numbers in all its tensors, BatchNormalization's moving statistics among them.
         trainable: those of them that training changes now.
         state: "trains", "frozen", or "partly" when only some of its layers train.
+        dropout: "silent" or "live" for dropout and noise in training; "" where there is none.
     """
 
     name: str
@@ -39,6 +75,7 @@ class Group:
     parameters: int
     trainable: int
     state: str
+    dropout: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,9 +110,11 @@ class Groups:
         return self.rows[self.names.index(_checks.choice("A group of this network", name, self.names))]
 
     def __str__(self) -> str:
-        rows = [(g.name, len(g.convs), g.parameters, g.trainable, g.state) for g in self.rows]
-        total = ("total", sum(row[1] for row in rows), self.parameters, self.trainable, "")
-        return text_table(("group", "convs", "parameters", "trainable", "state"), [*rows, total])
+        rows = [(g.name, len(g.convs), g.parameters, g.trainable, g.state, g.dropout) for g in self.rows]
+        total = ("total", sum(row[1] for row in rows), self.parameters, self.trainable, "", "")
+        header = ("group", "convs", "parameters", "trainable", "state", "dropout")
+        columns = None if any(g.dropout for g in self.rows) else -1
+        return text_table(header[:columns], [row[:columns] for row in (*rows, total)])
 
 
 def groups(model: keras.Model) -> Groups:
@@ -83,7 +122,9 @@ def groups(model: keras.Model) -> Groups:
 
     Args:
         model: network whose layer names start with the stage (``encoder1_conv2``, ``bottleneck_conv1``,
-            ``decoder3_upsample``, ``head_logits``). Layers without weights may have any name.
+            ``decoder3_upsample``, ``head_logits``), or a backbone of ``keras.applications`` (VGG, ResNet,
+            DenseNet, EfficientNet, MobileNet, ConvNeXt), whose blocks are listed as stem, encoder1, encoder2,
+            ..., bottleneck and head. Layers without weights may have any name.
 
     Raises:
         InputError: a layer that has weights bears no stage in its name.
@@ -93,8 +134,9 @@ def groups(model: keras.Model) -> Groups:
         ('encoder1', 'encoder2', 'encoder3', 'bottleneck', 'decoder3', 'decoder2', 'decoder1', 'head')
     """
     members: dict[str, list[keras.layers.Layer]] = {}
+    stage = _naming(model)
     for layer in model.layers:
-        name = group_name(layer.name)
+        name = stage(layer.name)
         if name is not None:
             members.setdefault(name, []).append(layer)
         elif layer.weights:
@@ -104,8 +146,10 @@ def groups(model: keras.Model) -> Groups:
                 f"layer {layer.name!r} of model {model.name!r}",
                 "Name the layers by their stage.",
             )
-    # sorted() is stable: only the adapted encoder's groups, which run beside the others, move to the front.
-    ordered = sorted(members, key=lambda name: not name.startswith(ADAPTED))
+    # sorted() is stable: only the adapted encoders' groups, which run beside the others, move to the front.
+    ordered = sorted(
+        members, key=lambda name: (not is_adapted(name), len(adapted_prefix(name)), adapted_prefix(name))
+    )
     return Groups(tuple(_group(name, members[name]) for name in ordered))
 
 
@@ -120,6 +164,41 @@ def group_name(layer_name: str) -> str | None:
     return match.group(1) if match else None
 
 
+def adapted_prefix(name: str) -> str:
+    """What a frozen encoder's layer or group in a hybrid is marked by; "" for all others.
+
+    Example:
+        >>> adapted_prefix("adapted2_encoder1_conv1")
+        'adapted2_'
+    """
+    match = re.match(r"adapted\d*_", name)
+    return match.group() if match else ""
+
+
+def is_adapted(name: str) -> bool:
+    """Whether a layer or group belongs to a frozen encoder that a hybrid carries; these are never trained."""
+    return bool(adapted_prefix(name))
+
+
+def _naming(model: keras.Model) -> Callable[[str], str | None]:
+    """How this model's layers are named: by the scheme, or as a family of keras.applications does."""
+    weighted = [layer.name for layer in model.layers if layer.weights]
+    for patterns in _BACKBONES.values():
+        if any(group_name(name) is None for name in weighted):
+            found = [_backbone_group(name, patterns) for name in weighted]
+            if all(found):
+                return lambda name, patterns=patterns: _backbone_group(name, patterns)  # type: ignore[misc]
+    return group_name
+
+
+def _backbone_group(layer_name: str, patterns: tuple[tuple[str, str, int], ...]) -> str | None:
+    for pattern, group, shift in patterns:
+        match = re.match(pattern, layer_name)
+        if match:
+            return group.format(int(match.group(1)) + shift) if match.groups() else group
+    return None
+
+
 def counts_as_conv(layer: keras.layers.Layer) -> bool:
     """Whether the papers' "last k convolutions" count this layer: a convolution with a kernel larger than 1.
 
@@ -130,7 +209,10 @@ def counts_as_conv(layer: keras.layers.Layer) -> bool:
 
 def _group(name: str, members: list[keras.layers.Layer]) -> Group:
     training = [bool(layer.trainable_weights) for layer in members if layer.weights]
+    training = training or [any(layer.trainable for layer in members)]  # a pooling, a dropout
     state = "trains" if all(training) else "partly" if any(training) else "frozen"
+    random = [layer for layer in members if is_random(layer)]
+    silent = bool(random) and all(map(is_silent, random))
     return Group(
         name=name,
         layers=tuple(layer.name for layer in members),
@@ -138,6 +220,7 @@ def _group(name: str, members: list[keras.layers.Layer]) -> Group:
         parameters=sum(_size(layer.weights) for layer in members),
         trainable=sum(_size(layer.trainable_weights) for layer in members),
         state=state,
+        dropout="silent" if silent else "live" if random else "",
     )
 
 

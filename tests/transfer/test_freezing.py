@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrseg._checks import InputError
+from mrseg.models.builders import NETWORKS
 from mrseg.models.islam2025 import unet
+from mrseg.models.mecheter2020 import segnet
 from mrseg.models.mecheter2023 import se_unet3d
-from mrseg.transfer.freezing import freeze, train_all, train_last
+from mrseg.transfer.freezing import freeze, train_all, train_last, train_norms
+from mrseg.transfer.fusion import hybrid
 from mrseg.transfer.grouping import groups
 
 FROM_OUTPUT = ["head", "decoder1", "decoder2", "decoder3", "bottleneck", "encoder3", "encoder2", "encoder1"]
@@ -188,3 +191,103 @@ def test_the_report_prints_each_group_before_and_after(network):
     ]
     assert lines[1].split()[-2:] == ["0", "frozen"] and lines[-2].split()[-1] == "trains"
     assert lines[-1].split()[-1] == "9"  # 2 * 3 + 3 of the head
+
+
+def dropped(model):
+    """Whether two passes in training mode differ."""
+    x = np.ones((1, *model.input_shape[1:]), "float32")
+    encoder = keras.Model(model.input, model.get_layer("bottleneck_dropout").output)
+    return not np.array_equal(encoder(x, training=True), encoder(x, training=True))
+
+
+def test_dropout_of_a_frozen_group_is_silent_unless_it_is_to_live():
+    model = segnet((32, 32, 1), filters=2)
+    assert dropped(model) and groups(model)["bottleneck"].dropout == "live"
+    report = train_last(model, "decoder")
+    assert not dropped(model) and report.after["bottleneck"].dropout == "silent"
+    assert "silent" in str(report) and str(report).split("\n")[0].endswith("dropout")
+    assert train_last(model, "decoder", frozen_dropout="live").after["bottleneck"].dropout == "live"
+    assert dropped(model)
+    freeze(model, ["encoder1", "encoder2"])  # the bottleneck trains
+    assert groups(model)["bottleneck"].dropout == "live"
+
+
+def test_a_silenced_dropout_drops_again_once_thawed_from_a_saved_file(tmp_path):
+    model = segnet((32, 32, 1), filters=2)
+    train_last(model, "decoder")
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert not dropped(again) and again.get_layer("bottleneck_dropout").rate == 0.7
+    freeze(again, ["encoder1"])
+    assert dropped(again)
+
+
+def test_a_change_of_dropout_alone_asks_for_compilation():
+    model = segnet((32, 32, 1), filters=2)
+    train_last(model, 2)
+    model.compile("sgd", "categorical_crossentropy")
+    assert train_last(model, 2, frozen_dropout="live").must_compile
+
+
+def trained_layers(model):
+    return {layer.name for layer in model.layers if layer.trainable_weights}
+
+
+def test_norms_follow_their_convolution_or_are_all_frozen_or_all_train():
+    model = unet((16, 16, 1), filters=2)
+    train_last(model, 2)
+    follow = trained_layers(model)
+    every = {layer.name for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}
+    assert {"decoder1_conv1_bn", "decoder1_conv2_bn"} == follow & every
+    train_last(model, 2, norms="frozen")
+    assert trained_layers(model) == follow - every
+    train_last(model, 2, norms="train")
+    assert trained_layers(model) == follow | every
+
+
+def test_train_norms_trains_gamma_and_beta_and_nothing_else():
+    model = hybrid(unet((16, 16, 1), filters=2))
+    train_norms(model)
+    assert {w.name for w in model.trainable_weights} == {"gamma", "beta"}
+    assert not any(w.path.startswith("adapted_") for w in model.trainable_weights)
+    bare = keras.Input((4, 4, 1), name="image")
+    with pytest.raises(InputError, match="a network that normalises"):
+        train_norms(keras.Model(bare, keras.layers.Conv2D(2, 1, name="head_logits")(bare)))
+
+
+def test_unknown_policies_list_the_known_ones(network):
+    before = groups(network)
+    with pytest.raises(InputError, match="silent, live"):
+        train_last(network, 3, frozen_dropout="off")
+    with pytest.raises(InputError, match="follow, frozen, train"):
+        freeze(network, [], norms="none")
+    assert groups(network) == before
+
+
+def test_the_norm_behind_a_convolution_of_a_backbone_goes_with_it():
+    model = keras.applications.ResNet50(weights=None, input_shape=(32, 32, 3), include_top=False)
+    train_last(model, 1)
+    assert trained_layers(model) == {"conv5_block3_2_conv", "conv5_block3_2_bn"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize("mechanism", ["head", "last2", "decoder", "names", "hybrid"])
+def test_frozen_layers_of_every_network_are_bit_identical_after_every_mechanism(network, mechanism):
+    sizes = (2 * network.multiple,) * 2 + (network.multiple,) * (len(network.input_shape) - 3)
+    model = network.build((*sizes, network.input_shape[-1]), filters=2)
+    if mechanism == "hybrid":
+        model = hybrid(model)
+    elif mechanism == "names":
+        freeze(model, ["encoder1", "encoder2"])
+    else:
+        train_last(model, {"head": 0, "last2": 2, "decoder": "decoder"}[mechanism])
+    frozen = {layer.name for layer in model.layers if layer.weights and not layer.trainable}
+    before = values(model)
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 5, size=(2, *model.input_shape[1:])).astype("float32")
+    y = rng.integers(0, model.output_shape[-1], size=x.shape[:-1])
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", run_eagerly=True)
+    model.fit(x, y, epochs=1, verbose=0)
+    moved = {path for path, value in values(model).items() if not np.array_equal(value, before[path])}
+    assert frozen and moved and not {path.split("/")[0] for path in moved} & frozen

@@ -230,7 +230,7 @@ def test_a_bfloat16_network_gives_a_bfloat16_hybrid_with_float32_probabilities()
 
 @pytest.mark.parametrize("name", ["segnet", "attention_unet"])
 def test_concat_is_refused_where_the_decoder_adds_or_unpools_and_works_elsewhere(name):
-    with pytest.raises(InputError, match="doubles the channels.*multiply, average or maximum"):
+    with pytest.raises(InputError, match="multiplies the channels.*multiply, average or maximum"):
         hybrid(base(name), fuse="concat")
     if name == "attention_unet":  # the deepest features are convolved
         model = hybrid(base(name), fuse="concat", fuse_at="bottleneck")
@@ -241,6 +241,64 @@ def test_concat_is_refused_where_the_decoder_adds_or_unpools_and_works_elsewhere
 def test_concat_runs_for_every_network_that_convolves_what_it_receives(name):
     model = hybrid(base(name), fuse="concat")
     assert np.isfinite(model(image(model))).all()
+
+
+def with_encoders(count):
+    return [trained_like(unet((16, 16, 1), filters=2), seed) for seed in range(count)]
+
+
+def test_encoders_of_t1_and_t2_stand_beside_the_dedicated_one_with_their_own_weights():
+    sources = with_encoders(2)
+    model = hybrid(sources, fuse="concat")
+    for mark, source in zip(("adapted_", "adapted2_"), sources, strict=True):
+        layer, twin = source.get_layer("encoder2_conv1"), model.get_layer(f"{mark}encoder2_conv1")
+        np.testing.assert_array_equal(twin.get_weights()[0], layer.get_weights()[0])
+        assert not twin.trainable
+    x = image(model)
+    fused = value_of(model, "encoder1_fusion", x)
+    for i, source in enumerate(sources):
+        np.testing.assert_allclose(
+            fused[..., 2 * i : 2 * i + 2], value_of(source, "encoder1_conv2_relu", x), atol=1e-6
+        )
+    assert fused.shape[-1] == 3 * 2
+    names = groups(model).names
+    assert names.index("adapted_bottleneck") < names.index("adapted2_encoder1") < names.index("encoder1")
+    assert {g.state for g in train_all(model).after if g.name.startswith("adapted")} == {"frozen"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fuse", "atol"),
+    [("unet", "average", 1e-5), ("segnet", "maximum", 0)],  # a third of 3x is rounded, the maximum is not
+)
+def test_three_equal_encoders_fused_give_back_the_base_network(name, fuse, atol):
+    t1_model = base(name)
+    model = hybrid([t1_model, t1_model], fuse=fuse, dedicated_from="adapted")
+    load_weights(model, t1_model, allow=["missing"])
+    np.testing.assert_allclose(model(image(model)), t1_model(image(model)), rtol=0, atol=atol)
+
+
+def test_three_encoders_train_and_leave_both_adapted_ones_bit_identical(tmp_path):
+    model = hybrid(with_encoders(2))
+    before = values(model)
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", run_eagerly=True)
+    labels = np.random.default_rng(0).integers(0, 4, size=(2, 16, 16))
+    model.fit(image(model), labels, verbose=0)
+    moved = {path for path, value in values(model).items() if not np.array_equal(value, before[path])}
+    assert not any(path.startswith("adapted") for path in moved) and "encoder1_conv1/kernel" in moved
+    model.save(tmp_path / "hybrid.keras")
+    assert groups(keras.saving.load_model(tmp_path / "hybrid.keras")) == groups(model)
+
+
+def test_encoders_of_different_shapes_are_refused_by_the_layer_that_differs():
+    one = unet((16, 16, 1), filters=2)
+    with pytest.raises(InputError, match=r"encoder1_conv1.*\(16, 16, 2\) and \(16, 16, 3\)"):
+        hybrid([one, unet((16, 16, 1), filters=3)])
+    with pytest.raises(InputError, match=r"inputs \(16, 16, 1\) and \(32, 32, 1\)"):
+        hybrid([one, unet((32, 32, 1), filters=2)])
+    with pytest.raises(InputError, match="in one of 'unet' and 'attention_unet' alone"):
+        hybrid([one, BY_NAME["attention_unet"].build((16, 16, 1), filters=2)])
+    with pytest.raises(InputError, match="at least one trained network"):
+        hybrid([])
 
 
 def test_unknown_options_list_the_known_ones():

@@ -78,6 +78,38 @@ def test_only_convolutions_with_a_kernel_larger_than_one_count():
     assert not counts_as_conv(kinds.Conv3D(2, 1)) and not counts_as_conv(kinds.Conv2DTranspose(2, 2))
 
 
+@pytest.mark.parametrize(
+    ("build", "first", "last", "count"),
+    [
+        # blocks and convolutions as the families' papers have them: 13 in VGG16, 16 blocks in ResNet50
+        ("VGG16", "encoder1", "encoder5", 13),
+        ("ResNet50", "stem", "encoder4", 1 + 16),
+        ("MobileNet", "stem", "encoder13", 1 + 13),
+        ("EfficientNetB0", "stem", "bottleneck", 1 + 16),
+    ],
+)
+def test_backbones_of_keras_applications_have_groups_too(build, first, last, count):
+    model = getattr(keras.applications, build)(weights=None, input_shape=(32, 32, 3), include_top=False)
+    table = groups(model)
+    assert (table.names[0], table.names[-1]) == (first, last)
+    assert sum(len(group.convs) for group in table) == count
+    assert table.parameters == model.count_params()
+
+
+def test_the_classifier_of_a_backbone_is_its_head():
+    model = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3))
+    assert {"fc1", "fc2", "predictions"} <= set(groups(model)["head"].layers)
+
+
+def test_adapted_encoders_come_first_and_in_the_order_of_their_number():
+    image = keras.Input((4, 4, 1), name="image")
+    names = ["encoder1", "adapted2_encoder1", "adapted_encoder1", "head", "adapted10_encoder1"]
+    outputs = [keras.layers.Conv2D(1, 1, name=f"{name}_conv1")(image) for name in names]
+    assert groups(keras.Model(image, outputs)).names == (
+        "adapted_encoder1", "adapted2_encoder1", "adapted10_encoder1", "encoder1", "head",
+    )  # fmt: skip
+
+
 def test_an_unknown_group_lists_the_groups(network):
     with pytest.raises(InputError, match="encoder1, encoder2, .*head.*Did you mean 'encoder3'"):
         groups(network)["encoder33"]

@@ -98,9 +98,93 @@ def test_many_channels_to_one_sum_the_kernels():
     np.testing.assert_allclose(summed[:, :, 0], kernel.sum(axis=2), rtol=1e-6)
 
 
-def test_two_channels_to_three_have_no_meaning_and_are_refused_even_with_leave():
+def test_two_channels_to_three_have_no_mean_and_are_refused_even_with_leave():
     with pytest.raises(InputError, match=r"encoder1_conv1/kernel \(3, 3, 3, 2\).*\(3, 3, 2, 2\)"):
         load_weights(unet((16, 16, 3), filters=2), unet((16, 16, 2), filters=2), allow=["channels"])
+
+
+@pytest.mark.parametrize(
+    ("how", "found", "wanted", "expected"),
+    [
+        ("mean", [6], 3, [2, 2, 2]),
+        ("copy", [6], 3, [6, 6, 6]),
+        ("zero", [6], 3, [6, 0, 0]),
+        ("mean", [1, 2, 6], 1, [9]),
+        ("copy", [1, 2, 6], 1, [1]),
+        ("zero", [1, 2, 6], 1, [1]),
+        ("zero", [1, 2], 3, [1, 2, 0]),
+    ],
+)
+def test_each_way_from_channels_to_channels_by_hand(how, found, wanted, expected):
+    def network(channels):
+        tensor = keras.Input((4, 4, channels), name="image")
+        x = keras.layers.Conv2D(1, 3, padding="same", name="encoder1_conv1")(tensor)
+        return keras.Model(tensor, keras.layers.Conv2D(2, 1, name="head_logits")(x))
+
+    source, model = network(len(found)), network(wanted)
+    kernel = np.tile(np.array(found, "float32")[:, None], (3, 3, 1, 1))
+    source.get_layer("encoder1_conv1").set_weights([kernel, np.zeros(1)])
+    report = load_weights(model, source, allow=["channels"], channels=how)
+    adapted = model.get_layer("encoder1_conv1").get_weights()[0]
+    assert adapted[1, 1, :, 0].tolist() == expected
+    assert f"{len(found)} input channels, made {wanted} ({how})" in report.records[0].reason
+
+
+def test_a_channel_that_begins_with_zero_says_nothing_yet(t1_model):
+    model = unet((16, 16, 2), filters=2)
+    load_weights(model, t1_model, allow=["channels"], channels="zero")
+    rng = np.random.default_rng(0)
+    t1, t2 = rng.normal(size=(2, 1, 16, 16, 1)).astype("float32")
+    np.testing.assert_allclose(model(np.concatenate([t1, t2], -1)), t1_model(t1), atol=1e-6)
+
+
+def test_rows_of_the_head_go_by_the_names_of_the_classes(t1_model, tmp_path):
+    model = unet((16, 16, 1), num_classes=3, filters=2)
+    own = model.get_layer("head_logits").get_weights()
+    names = (["air", "soft", "bone", "fat"], ["bone", "lesion", "air"])
+    report = load_weights(model, saved(t1_model, tmp_path, ".weights.h5"), classes=names)
+    kernel, bias = model.get_layer("head_logits").get_weights()
+    source_kernel, source_bias = t1_model.get_layer("head_logits").get_weights()
+    for place, row in ((0, 2), (2, 0)):
+        np.testing.assert_array_equal(kernel[..., place], source_kernel[..., row])
+        assert bias[place] == source_bias[row]
+    np.testing.assert_array_equal(kernel[..., 1], own[0][..., 1])
+    assert report.names("adapted") == ("head_logits/kernel", "head_logits/bias")
+    assert report.records[-1].reason == "taken over: bone, air; new: lesion"
+
+
+def test_the_same_classes_in_another_order_are_put_in_order(t1_model):
+    model = unet((16, 16, 1), filters=2)
+    load_weights(model, t1_model, classes=(list("abcd"), list("dcba")))
+    x = np.random.default_rng(0).normal(size=(1, 16, 16, 1)).astype("float32")
+    np.testing.assert_allclose(model(x)[..., ::-1], t1_model(x), atol=1e-6)
+
+
+def test_class_names_that_cannot_be_right_are_refused(t1_model):
+    model = unet((16, 16, 1), num_classes=3, filters=2)
+    before = model.get_weights()
+    four = ["air", "soft", "bone", "fat"]
+    with pytest.raises(InputError, match="4 of the source, 3 of the model.*Received: 4 and 2 names"):
+        load_weights(model, t1_model, classes=(four, ["air", "bone"]))
+    with pytest.raises(InputError, match="at least one class in common"):
+        load_weights(model, t1_model, classes=(four, ["csf", "grey", "white"]))
+    with pytest.raises(InputError, match="name of its own"):
+        load_weights(model, t1_model, classes=(four, ["air", "air", "bone"]))
+    with pytest.raises(InputError, match="two lists of names"):
+        load_weights(model, t1_model, classes=("airs", "bone"))
+    assert same(model, before)
+
+
+def test_a_network_for_slices_gives_its_response_to_a_volume_of_equal_slices(t1_model):
+    # 128 slices: the middle one is farther from both ends than the network sees
+    model = unet((16, 16, 128, 1), filters=2)
+    with pytest.raises(InputError, match=r"encoder1_conv1/kernel.*3 slices made of one.*'inflate'"):
+        load_weights(model, t1_model)
+    report = load_weights(model, t1_model, allow=["inflate"])
+    assert "decoder1_upsample/kernel" in report.names("adapted")
+    x = np.random.default_rng(0).normal(size=(1, 16, 16, 1)).astype("float32")
+    volume = np.repeat(x[:, :, :, None], 128, axis=3)
+    np.testing.assert_allclose(model(volume)[:, :, :, 64], t1_model(x), atol=1e-4)
 
 
 def test_a_network_of_another_width_names_tensors_and_leaves_the_model_unchanged(t1_model):
@@ -160,7 +244,7 @@ def test_a_file_that_carries_code_is_refused(t1_model, tmp_path):
 
 
 def test_an_unknown_allowance_lists_the_known_ones(t1_model):
-    with pytest.raises(InputError, match="head, channels, missing, unused"):
+    with pytest.raises(InputError, match="head, channels, inflate, missing, unused"):
         load_weights(t1_model, t1_model, allow=["everything"])
 
 
