@@ -112,7 +112,12 @@ class CachedFeatures:
 
         batches = tf.data.Dataset.range(1).flat_map(next_epoch)
         batches = batches.apply(tf.data.experimental.assert_cardinality(-(-self.count // size)))
-        return batches.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+        batches = batches.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+        # There is nothing to tune, and the end of an epoch may wait for the tuner's next look, 10 ms, 20 ms,
+        # ... up to a minute away.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return batches.with_options(options)
 
     def close(self) -> None:
         """Removes the folder."""
