@@ -62,11 +62,13 @@ CASES: dict[str, tuple[Callable[[], keras.Model], int, int, float]] = {
 
 
 def data_for(model: keras.Model, cases: int, batch: int) -> tf.data.Dataset:
-    """Noise and labels in memory, in batches."""
+    """Noise and labels in memory, in batches, without tf.data's tuner (see `mrseg.transfer.features`)."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(cases, *model.input_shape[1:])).astype("float32")
     y = rng.integers(0, model.output_shape[-1], size=x.shape[:-1]).astype("uint8")
-    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch).with_options(options)
 
 
 def seconds(model: keras.Model, data: tf.data.Dataset) -> float:

@@ -25,6 +25,8 @@ from mrseg.training import (
     fit,
     precision,
 )
+from mrseg.transfer.cutting import find_cut
+from mrseg.transfer.features import cache_features
 from mrseg.transfer.freezing import freeze
 from mrseg.transfer.grouping import groups
 
@@ -101,6 +103,28 @@ def test_a_killed_run_with_rates_per_group_goes_on_with_them(tmp_path):
         np.testing.assert_array_equal(a, b)
     even, _ = run(tmp_path / "even", Training(epochs=2, batch_size=2, learning_rate=1e-2))
     assert not np.array_equal(weights(even)[0], weights(whole)[0])
+
+
+def test_a_run_on_kept_features_goes_on_after_a_kill_and_trains_the_network_itself(tmp_path):
+    train = build_dataset(examples(), SAMPLING, batch_size=2, shuffle=False)
+    options = {"loss": Loss(), "class_names": CLASSES, "progress": False}
+
+    def trained(folder, epochs):
+        network = model()
+        freeze(network, ["encoder1"])
+        cut = find_cut(network)
+        with cache_features(cut, train, tmp_path / "cache") as cached:
+            batches = cached.dataset(seed=1, first_epoch=epochs_done(folder))
+            fit(cut.suffix, batches, None, Training(epochs=epochs, batch_size=2), folder=folder, **options)
+        return weights(network)
+
+    whole = trained(tmp_path / "whole", 2)
+    trained(tmp_path / "parts", 1)
+    state = tmp_path / "parts" / "checkpoint" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"finished": False}))
+    for a, b, start in zip(whole, trained(tmp_path / "parts", 2), weights(model()), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.array_equal(a, start) == (a.shape[-1] != 3)  # the head's tensors alone moved
 
 
 def test_a_finished_run_trains_no_further(tmp_path):
