@@ -113,8 +113,8 @@ class CachedFeatures:
         batches = tf.data.Dataset.range(1).flat_map(next_epoch)
         batches = batches.apply(tf.data.experimental.assert_cardinality(-(-self.count // size)))
         batches = batches.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)
-        # There is nothing to tune here; with the tuner on, short epochs were seen to end in steps of 0.16, 0.32,
-        # 0.64, ... s, and without it not.
+        # There is nothing to tune here; with the tuner on, short epochs were seen to end in steps of 0.16,
+        # 0.32, 0.64, ... s, and without it not.
         options = tf.data.Options()
         options.autotune.enabled = False
         return batches.with_options(options)
