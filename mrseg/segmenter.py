@@ -215,6 +215,8 @@ class Segmenter:
         """
         volume = scan if isinstance(scan, tuple) else read_volume(scan)
         native: Grid = (volume[0].shape, volume[1])
+        if _looks_like_labels(volume[0]):
+            log.warning("the scan holds a few whole numbers alone: is it a label map?")
         estimate = self.memory_mb(
             native, inference=inference, probabilities=probabilities and scratch is None
         )
@@ -309,6 +311,12 @@ class Segmenter:
         if restart:
             restart(inference.seed)
         return forward, sampling
+
+
+def _looks_like_labels(image: np.ndarray) -> bool:
+    """Whether some thousands of the voxels hold at most 24 different values, all whole."""
+    values = np.unique(image.ravel()[:: max(1, image.size // 20_000)])
+    return 1 < len(values) <= 24 and bool((values == np.round(values)).all()) and image.size > 20_000
 
 
 def _refined(slabs: Iterator[Slab], image: np.ndarray, axis: int, classes: int) -> Iterator[Slab]:

@@ -371,3 +371,12 @@ def test_the_crf_sees_every_slice_with_its_image_however_the_slabs_lie(axis, tmp
     image, _ = plain.preprocessing.image((volume[0], np.eye(4)))
     expected = dense_crf_volume(plain.probabilities((volume[0], np.eye(4))), image, slice_axis=axis)
     np.testing.assert_allclose(refined.probabilities((volume[0], np.eye(4))), expected, atol=1e-5)
+
+
+def test_a_label_map_given_as_a_scan_is_asked_about(caplog):
+    image, affine = scan((40, 40, 20))
+    segmenter().predict((np.round(image / 30), affine))
+    assert "is it a label map?" in caplog.text
+    caplog.clear()
+    segmenter().predict((image + np.random.default_rng(0).random(image.shape).astype(np.float32), affine))
+    assert "label map" not in caplog.text

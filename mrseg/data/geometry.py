@@ -297,6 +297,10 @@ def head_grid(
         _LOGGER.warning("The head is %.2f times larger than the grid in plane and is cut.", too_large)
     if spacing_mm is None or len(spacing_mm) == 2:
         frame[2] = (last - first + 1) * source[2] / size[2]
+    else:
+        too_long = (last - first + 1) * source[2] / (size[2] * frame[2])
+        if too_long > 1:
+            _LOGGER.warning("The head is %.2f times longer than the grid along z and is cut.", too_long)
     centre = np.array([*(low + high) / 2, (first + last) / 2])
     return _centred_grid(affine, centre, size, frame)
 

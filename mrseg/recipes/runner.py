@@ -199,7 +199,7 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
         raise error(
             f"Training needs at least one case with a {recipe.sequence} image and its labels.",
             f"{len(names)} subjects of the split 'train'",
-            "Labels come from CT by `mrseg prepare`.",
+            f"The column {recipe.sequence} of the manifest names the images; `mrseg prepare` makes labels.",
         )
     return train, validation
 

@@ -400,6 +400,14 @@ def test_a_head_on_too_few_pixels_is_an_error():
         geometry.head_grid((box_head(), np.eye(4)), (64, 64, 10), min_head_area=0.9)
 
 
+def test_a_head_longer_than_the_grid_along_z_is_told(caplog):
+    geometry.head_grid((box_head(), np.eye(4)), (64, 64, 8), spacing_mm=(1, 1, 1))
+    assert "longer than the grid along z and is cut" in caplog.text
+    caplog.clear()
+    geometry.head_grid((box_head(), np.eye(4)), (64, 64, 60), spacing_mm=(1, 1, 1))
+    assert "cut" not in caplog.text
+
+
 def test_the_head_grid_wants_canonical_volumes():
     with pytest.raises(InputError, match="canonical.*LAS.*to_canonical"):
         geometry.head_grid((box_head(), np.diag([-1.0, 1, 1, 1])), (64, 64, 10))
