@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/mrseg demo --output runs/demo
 
 test: .venv/installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
