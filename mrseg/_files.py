@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,6 +85,16 @@ def writable_folder(path: str | Path) -> Path:
             "Choose another folder or change its permissions."
         ) from reason
     return path
+
+
+def checksum(files: Iterable[Path]) -> str:
+    """SHA-256 over the files' bytes, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _temporary_folder(path: Path) -> Path:

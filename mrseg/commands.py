@@ -358,7 +358,7 @@ def _write_mask(path: Path, scan: Any, mask: Any, made: Mapping[str, Any]) -> Pa
     import numpy as np
 
     from mrseg.data.geometry import from_canonical, to_canonical, voxel_sizes
-    from mrseg.data.io import write_labels
+    from mrseg.data.io import sidecar_path, write_labels
     from mrseg.data.labels import BRAIN_CLASSES
     from mrseg.pictures import overlay, save_png
 
@@ -372,8 +372,7 @@ def _write_mask(path: Path, scan: Any, mask: Any, made: Mapping[str, Any]) -> Pa
         spacing_mm=voxel_sizes(affine),
         title=str(made["input"]),
     )
-    stem = path.name.removesuffix(".gz").removesuffix(".nii")
-    return save_png(figure, path.with_name(f"{stem}.png"))
+    return save_png(figure, sidecar_path(path).with_suffix(".png"))
 
 
 def _label_table(path: Path) -> tuple[list[str], Any]:

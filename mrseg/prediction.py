@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from mrseg import __version__
 from mrseg._checks import InputError, error, existing_file
-from mrseg._files import atomic_file, writable_folder
+from mrseg._files import atomic_file, checksum, writable_folder
 from mrseg.data.geometry import Volume, to_canonical, voxel_sizes
 from mrseg.data.io import nifti_path, read_sidecar, read_volume, sidecar_path, write_labels, write_volume
 from mrseg.data.scans import find_scans
@@ -127,9 +126,9 @@ def predict_cohort(
             labels = output / scan.folder / f"{scan.stem}_desc-mrseg_dseg.nii.gz"
             files = {
                 **_files(labels, inference, probabilities),
-                "table": labels.with_name(f"{_stem(labels)}.tsv"),
+                "table": sidecar_path(labels).with_suffix(".tsv"),
             }
-            own = {**origin, "input": scan.path.name, "input_sha256": _sha256(existing_file(scan.path))}
+            own = {**origin, "input": scan.path.name, "input_sha256": checksum([existing_file(scan.path)])}
             if _complete(files, own):
                 status = THERE
             else:
@@ -189,7 +188,7 @@ def _write(
 
 def _files(labels: Path, inference: Inference, probabilities: bool) -> dict[str, Path]:
     """Every file beside a label map that is asked for, named after it."""
-    stem = _stem(labels)
+    stem = sidecar_path(labels).stem
     base = stem.removesuffix("_dseg")
     files = {"labels": labels, "picture": labels.with_name(f"{stem}.png")}
     if probabilities:
@@ -274,12 +273,3 @@ def _write_probabilities(path: Path, maps: Maps) -> None:
     image.set_qform(None, code="unknown")
     with atomic_file(path) as temporary:
         nib.save(image, temporary)
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import multiprocessing
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mrseg._checks import InputError, error
-from mrseg._files import writable_folder
+from mrseg._files import checksum, writable_folder
 from mrseg.data.cases import Case, write_cases
 from mrseg.data.geometry import check_same_grid, to_canonical, voxel_sizes
 from mrseg.data.io import read_ct, read_sidecar, read_volume, write_labels
@@ -173,7 +172,7 @@ def _label_scan(scan: _Scan, labelling: Labelling) -> Row:
 
 def _sources(scan: _Scan, labelling: Labelling) -> dict[str, Any]:
     files = {
-        role: {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        role: {"name": file.name, "sha256": checksum([file])}
         for role, file in (("image", scan.image), ("ct", scan.ct))
     }
     return json.loads(json.dumps({**files, "labelling": dataclasses.asdict(labelling)}))

@@ -20,7 +20,7 @@ import numpy as np
 import mrseg.models.blocks  # noqa: F401  (registers the layers that a network file may hold)
 from mrseg import store
 from mrseg._checks import InputError, choice, error, existing_folder
-from mrseg._files import atomic_folder
+from mrseg._files import atomic_folder, checksum
 from mrseg.baselines.crf import dense_crf_volume
 from mrseg.data.cases import Case
 from mrseg.data.geometry import Grid, Volume, from_canonical, to_canonical, voxel_sizes
@@ -153,7 +153,7 @@ class Segmenter:
             }
             files = store.network_files(temporary, card)
             _write_network(self.model, files)
-            card["network_sha256"] = store.checksum(files)
+            card["network_sha256"] = checksum(files)
             (temporary / store.CARD).write_text(json.dumps(card, indent=2))
         return folder
 

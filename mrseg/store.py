@@ -7,20 +7,19 @@ a few small networks come with mrseg itself. Nothing is ever fetched from a netw
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mrseg._checks import choice, error, existing_file, existing_folder
-from mrseg._files import atomic_file, atomic_folder
+from mrseg._files import atomic_file, atomic_folder, checksum
 
 VARIABLE = "MRSEG_WEIGHTS"
 BUILT_IN = Path(__file__).parent / "weights"
@@ -125,16 +124,6 @@ def read_card(folder: Path) -> dict[str, Any]:
 def network_files(folder: Path, card: dict[str, Any]) -> tuple[Path, ...]:
     """The files of a segmenter folder that hold the network."""
     return tuple(folder / file for file in NETWORK_FILES[card.get("weights_dtype", "float32")])
-
-
-def checksum(files: Iterable[Path]) -> str:
-    """SHA-256 over the files' bytes, one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def import_weights(

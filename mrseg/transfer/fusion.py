@@ -198,12 +198,9 @@ def _copy(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
 
 def _frozen_copy(layer: keras.layers.Layer, mark: str) -> keras.layers.Layer:
     """The layer's counterpart in an adapted encoder; dropout drops nothing there, in training either."""
-    name = mark + layer.name
-    if not isinstance(layer, layers.Dropout):
-        copy = _copy(layer, name)
-        set_quiet(copy, True)
-        return copy
-    return layer.__class__.from_config(layer.get_config() | {"name": name, "rate": 0.0})
+    copy = _copy(layer, mark + layer.name)
+    set_quiet(copy, True)
+    return copy
 
 
 def _fuse_crossing(
