@@ -27,13 +27,14 @@ from mrseg.evaluation import score
 from mrseg.formats import to_latex, to_text, write_csv
 from mrseg.panels import OKABE_ITO, PLANE_ORDER, Frame, Layer, Panel, View, draw_panels, slices_through
 from mrseg.pictures import save_png
-from mrseg.plots import dot_plot, learning_curves, to_svg
+from mrseg.plots import dot_plot, learning_curves
 from mrseg.recipes import load_recipe, train_recipe
 from mrseg.recipes.runner import versions
 from mrseg.report import Picture, Section, write_report
 from mrseg.segmenter import Segmenter
 from mrseg.summaries import SUBJECTS, VOXELS, Row, summarize
 from mrseg.tables import Column, Estimate, Table, table
+from mrseg.theme import to_svg
 
 SUBJECTS_OF_SPLIT = {"train": 16, "val": 4, "test": 6}
 SHAPE, SPACING_MM = (128, 128, 20), (1.875, 1.875, 6.0)

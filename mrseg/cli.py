@@ -13,6 +13,7 @@ from pathlib import Path
 from mrseg import __version__
 from mrseg._checks import InputError, error
 from mrseg.commands import add_commands
+from mrseg.study_commands import add_study_commands
 
 TOP = """\
 Segment MR scans of the head, and carry a network from one MR sequence to another.
@@ -24,6 +25,8 @@ Segment MR scans of the head, and carry a network from one MR sequence to anothe
       --data prepared/cohort.tsv --output runs/t2
   mrseg predict --segmenter runs/t2/segmenter --input t2.nii.gz --output t2_dseg.nii.gz
   mrseg evaluate --segmenter runs/t2/segmenter --data prepared/cohort.tsv --output runs/t2/test
+  mrseg crossval mecheter2023_open --from runs/t1/segmenter --data prepared/cohort.tsv --output runs/folds
+  mrseg study phantom_transfer --output runs/study   every experiment of a paper, with its tables
   mrseg recipes                                      what can be trained
   mrseg weights                                      what is trained already
 
@@ -194,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     moves.add_argument("--import", dest="source", type=Path, metavar="PATH", help="segmenter folder or .zip")
     moves.add_argument("--export", dest="archive", type=Path, metavar="ZIP", help="pack the named weights")
 
+    add_study_commands(command)
     add_commands(command)
     return parser
 

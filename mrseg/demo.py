@@ -19,7 +19,7 @@ from mrseg.data.phantom import write_cohort
 from mrseg.evaluation import evaluate
 from mrseg.formats import to_text, write_csv
 from mrseg.pages import case_picture, mean_dice
-from mrseg.plots import dot_plot, learning_curves, to_svg
+from mrseg.plots import dot_plot, learning_curves
 from mrseg.preparation import Labelling, prepare
 from mrseg.recipes.loader import Recipe, Transfer, load_recipe
 from mrseg.recipes.runner import train_recipe, versions
@@ -27,6 +27,7 @@ from mrseg.report import Details, Picture, Section, write_report
 from mrseg.segmenter import Segmenter
 from mrseg.summaries import SUBJECTS, VOXELS, Row, summarize
 from mrseg.tables import Column, Table, by_class, table
+from mrseg.theme import to_svg
 
 #: Rows of the table, named as in mecheter2023's tables.
 MECHANISMS = {

@@ -16,7 +16,7 @@ from mrseg.data.io import read_labels, read_volume
 from mrseg.evaluation import Row, evaluate
 from mrseg.formats import to_text, write_csv, write_tables
 from mrseg.pictures import View, comparison, to_png
-from mrseg.plots import bland_altman, dot_plot, learning_curves, to_svg
+from mrseg.plots import bland_altman, dot_plot, learning_curves
 from mrseg.report import Details, Picture, Section, write_report
 from mrseg.score_tables import (
     PRINTED,
@@ -38,6 +38,7 @@ from mrseg.summaries import (
     whole_rows,
 )
 from mrseg.tables import Table
+from mrseg.theme import to_svg
 
 #: Metrics that are tested between two methods, where both have them.
 _COMPARED = ("dice", "hd95_mm", "assd_mm")

@@ -1,33 +1,26 @@
 """Plots of numbers: learning curves from training logs, and one dot per subject with means and intervals.
 
-Like `mrseg.pictures`, every function returns a matplotlib Figure without global state. `to_svg` makes a
-picture that follows the light or dark theme of the page that shows it.
+Like `mrseg.pictures`, every function returns a matplotlib Figure without global state; `mrseg.theme.to_svg`
+makes a picture of it.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mrseg._checks import choice, error, existing_file
 from mrseg.panels import OKABE_ITO
 from mrseg.tables import metric_title
+from mrseg.theme import FAINT, INK, WIDTH_IN, headline, new_figure, plain_axes
 
-_WIDTH_IN = 11.0
-# Sentinels: `to_svg` replaces them by variables that the page's theme sets.
-_INK, _FAINT = "#24292f", "#8a9199"
-_DARK = {_INK: "#e6e8eb", _FAINT: "#7d858f"}
 _TRAIN, _VALIDATION = OKABE_ITO["blue"], OKABE_ITO["vermillion"]
 
 Log = Mapping[str, Sequence[float] | np.ndarray]
@@ -88,15 +81,15 @@ def learning_curves(
     across = min(len(read), 3) if len(read) != 4 else 4
     down = -(-len(read) // across)
     panel_in = 2.05 if down > 1 else 2.6
-    figure = _figure(0.85 + panel_in * down + 0.3)
+    figure = new_figure(0.85 + panel_in * down + 0.3)
     grid = figure.subplots(down, across, sharex=False, sharey=True, squeeze=False)
     for axes in grid.flat[len(read) :]:
         axes.set_visible(False)
     for axes, (name, log) in zip(grid.flat, read.items(), strict=False):
         _curve_panel(axes, name, log, metric, monitor, best)
     for axes in grid[:, 0]:
-        axes.set_ylabel(_readable(metric), color=_INK, fontsize=10)
-    _headline(figure, title, [(_TRAIN, "-", "training"), (_VALIDATION, "-", "validation")])
+        axes.set_ylabel(_readable(metric), color=INK, fontsize=10)
+    headline(figure, title, [(_TRAIN, "-", "training"), (_VALIDATION, "-", "validation")])
     height = figure.get_figheight()
     figure.subplots_adjust(left=0.065, right=0.99, top=1 - 0.85 / height, bottom=0.5 / height)
     figure.subplots_adjust(hspace=0.62, wspace=0.08)
@@ -140,7 +133,7 @@ def dot_plot(
     if reference is not None:
         models.remove(choice("reference", reference, models))
     height = 1.5 + 0.34 * max(len(models), 1)
-    figure = _figure(height)
+    figure = new_figure(height)
     panels = figure.subplots(1, len(classes), sharey=True, squeeze=False)[0]
     longest = max((len(str(name)) for name in models), default=0)
     for axes, name in zip(panels, classes, strict=True):
@@ -151,12 +144,12 @@ def dot_plot(
         marks = {model: _estimate(found, estimates.get((model, name))) for model, found in values.items()}
         _dot_panel(axes, name, models, values, marks)
         if reference is not None and math.isfinite(marks[reference][0]):
-            axes.axvline(marks[reference][0], color=_FAINT, linewidth=1.2, dashes=(4, 2), zorder=1)
-        axes.set_xlabel(_readable(metric), color=_INK, fontsize=10)
+            axes.axvline(marks[reference][0], color=FAINT, linewidth=1.2, dashes=(4, 2), zorder=1)
+        axes.set_xlabel(_readable(metric), color=INK, fontsize=10)
     panels[0].set_yticks(range(len(models)), [str(m) for m in models], parse_math=False)
-    key = [(OKABE_ITO["sky"], "o", "subject"), (_INK, "|", "mean, with interval" if estimates else "mean")]
-    _headline(figure, title, key + ([(_FAINT, "--", str(reference))] if reference is not None else []))
-    left = min(0.3, (0.35 + 0.083 * longest) / _WIDTH_IN)
+    key = [(OKABE_ITO["sky"], "o", "subject"), (INK, "|", "mean, with interval" if estimates else "mean")]
+    headline(figure, title, key + ([(FAINT, "--", str(reference))] if reference is not None else []))
+    left = min(0.3, (0.35 + 0.083 * longest) / WIDTH_IN)
     figure.subplots_adjust(left=left, right=0.985, top=1 - 0.82 / height, bottom=0.52 / height, wspace=0.1)
     return figure
 
@@ -179,10 +172,10 @@ def signal_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], *, title: s
         raise error(f"Signal curves need one to {len(colours)} regions with rows.",
                     {name: len(rows) for name, rows in curves.items()})  # fmt: skip
     height = 3.6
-    figure = _figure(height)
+    figure = new_figure(height)
     signal, change = figure.subplots(1, 2)
-    _plain(signal, "mean signal")
-    _plain(change, "\N{GREEK CAPITAL LETTER DELTA}R2* [1/s]")
+    plain_axes(signal, "mean signal")
+    plain_axes(change, "\N{GREEK CAPITAL LETTER DELTA}R2* [1/s]")
     steady: set[float] = set()
     for colour, rows in zip(colours, curves.values(), strict=False):
         times, mean, rate = (
@@ -192,14 +185,14 @@ def signal_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], *, title: s
         change.plot(times, rate, color=colour, linewidth=1.6, marker="o", markersize=3)
         steady |= {float(row["time_s"]) for row in rows if row["baseline"]}
     signal.set_ylim(bottom=0)
-    change.axhline(0, color=_FAINT, linewidth=1.0, dashes=(3, 2), zorder=1)
+    change.axhline(0, color=FAINT, linewidth=1.0, dashes=(3, 2), zorder=1)
     for axes in (signal, change):
-        axes.set_xlabel("time [s]", color=_INK, fontsize=10)
+        axes.set_xlabel("time [s]", color=INK, fontsize=10)
         # The baseline is marked at the foot, point by point: it need not be an interval.
         foot = axes.get_xaxis_transform()
-        axes.plot(sorted(steady), [0.02] * len(steady), "|", color=_FAINT, markersize=8, transform=foot)
+        axes.plot(sorted(steady), [0.02] * len(steady), "|", color=FAINT, markersize=8, transform=foot)
     key = [(colour, "-", str(name)) for colour, name in zip(colours, curves, strict=False)]
-    _headline(figure, title, [*key, (_FAINT, "|", "baseline")])
+    headline(figure, title, [*key, (FAINT, "|", "baseline")])
     figure.subplots_adjust(left=0.065, right=0.985, top=1 - 0.85 / height, bottom=0.55 / height, wspace=0.16)
     return figure
 
@@ -228,119 +221,42 @@ def bland_altman(volumes_ml: Mapping[str, tuple[np.ndarray, np.ndarray]], *, tit
     across = min(len(volumes_ml), 4)
     down = -(-len(volumes_ml) // across)
     height = 0.8 + 2.7 * down
-    figure = _figure(height)
+    figure = new_figure(height)
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat[len(volumes_ml) :]:
         axes.set_visible(False)
     for axes, (name, (true, predicted)) in zip(grid.flat, volumes_ml.items(), strict=False):
-        _plain(axes, name)
+        plain_axes(axes, name)
         middle, difference = (true + predicted) / 2, predicted - true
         bias = float(difference.mean())
         reach = 1.96 * float(difference.std(ddof=1)) if difference.size > 1 else math.nan
-        axes.axhline(0, color=_FAINT, linewidth=0.8, zorder=1)
-        axes.axhline(bias, color=_INK, linewidth=1.6, zorder=2)
+        axes.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
+        axes.axhline(bias, color=INK, linewidth=1.6, zorder=2)
         for limit in (bias - reach, bias + reach):
             if math.isfinite(limit):
                 axes.axhline(limit, color=_VALIDATION, linewidth=1.3, dashes=(5, 3), zorder=2)
         axes.plot(middle, difference, "o", color=OKABE_ITO["sky"], markersize=6, markeredgewidth=0, zorder=3)
-        axes.set_xlabel("mean of both [ml]", color=_INK, fontsize=9.5, labelpad=2)
+        axes.set_xlabel("mean of both [ml]", color=INK, fontsize=9.5, labelpad=2)
         axes.margins(x=0.15, y=0.2)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(5))
     for axes in grid[:, 0]:
-        axes.set_ylabel("predicted - true [ml]", color=_INK, fontsize=10)
+        axes.set_ylabel("predicted - true [ml]", color=INK, fontsize=10)
     key = [
         (OKABE_ITO["sky"], "o", "subject"),
-        (_INK, "-", "bias"),
+        (INK, "-", "bias"),
         (_VALIDATION, "--", "limits of agreement"),
     ]
-    _headline(figure, title, key)
+    headline(figure, title, key)
     figure.subplots_adjust(left=0.075, right=0.99, top=1 - 0.8 / height, bottom=0.52 / height)
     figure.subplots_adjust(hspace=0.6, wspace=0.28)
     return figure
 
 
-def to_svg(figure: Figure) -> bytes:
-    """The figure as SVG with a transparent ground, its ink following the reader's light or dark theme.
-
-    Letters are drawn as outlines, so that it looks the same everywhere; the same figure gives the same bytes.
-    """
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "mrseg", "svg.fonttype": "path"}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue().decode("utf-8")
-    names = {_INK: "--ink", _FAINT: "--faint"}
-    for colour, name in names.items():
-        text = text.replace(colour, f"var({name})")
-    light = "".join(f"{name}:{colour};" for colour, name in names.items())
-    dark = "".join(f"{name}:{_DARK[colour]};" for colour, name in names.items())
-    style = f"<style>:root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
-    head, opened, rest = text.partition("<svg ")
-    tag, closed, body = rest.partition(">")
-    return (head + opened + tag + closed + style + body).encode("utf-8")
-
-
-def _figure(height_in: float) -> Figure:
-    figure = Figure(figsize=(_WIDTH_IN, height_in), facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _headline(figure: Figure, title: str, key: Sequence[tuple[str, str, str]]) -> None:
-    """Title on the left, the key to the marks on the right, both above the panels."""
-    height = figure.get_figheight()
-    figure.text(
-        0.008,
-        1 - 0.1 / height,
-        title,
-        color=_INK,
-        fontsize=12.5,
-        fontweight="bold",
-        va="top",
-        parse_math=False,
-    )
-    handles = []
-    for colour, mark, label in key:
-        kind: dict[str, Any] = (
-            {"linestyle": mark} if mark in ("-", "--") else {"linestyle": "", "marker": mark}
-        )
-        width = 2.0 if mark == "|" else 0.0
-        handles.append(
-            Line2D(
-                [], [], color=colour, linewidth=1.8, markersize=8, markeredgewidth=width, label=label, **kind
-            )
-        )
-    legend = figure.legend(
-        handles=handles,
-        loc="upper right",
-        bbox_to_anchor=(0.993, 1 - 0.06 / height),
-        ncols=len(handles),
-        frameon=False,
-        fontsize=10,
-        labelcolor=_INK,
-        borderaxespad=0,
-        borderpad=0,
-        handlelength=1.5,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _plain(axes: Any, name: str) -> None:
-    axes.set_facecolor("none")
-    axes.set_title(name, loc="left", fontsize=11, color=_INK, parse_math=False)
-    axes.tick_params(colors=_INK, labelsize=9.5, length=3, color=_FAINT)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.grid(axis="y", color=_FAINT, alpha=0.25, linewidth=0.7)
-    axes.set_axisbelow(True)
-
-
 def _curve_panel(axes: Any, name: str, log: Log, metric: str, monitor: str | None, best: str) -> None:
     for column in [metric] + ([monitor] if monitor else []):
         choice(f"A column of the log of {name!r}", column, [c for c in log if c != "epoch"])
-    _plain(axes, name)
+    plain_axes(axes, name)
     epochs = np.asarray(log["epoch"])
     few = {"marker": "o", "markersize": 3.5} if len(epochs) < 3 else {}
     axes.plot(epochs, log[metric], color=_TRAIN, linewidth=1.6, **few)
@@ -348,7 +264,7 @@ def _curve_panel(axes: Any, name: str, log: Log, metric: str, monitor: str | Non
         axes.plot(epochs, log[f"val_{metric}"], color=_VALIDATION, linewidth=1.6, **few)
     monitor = monitor or (f"val_{metric}" if f"val_{metric}" in log else metric)
     values = np.asarray(log[monitor], dtype=float)
-    axes.set_xlabel("epoch", color=_INK, fontsize=9.5, labelpad=2)
+    axes.set_xlabel("epoch", color=INK, fontsize=9.5, labelpad=2)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if not np.isfinite(values).any():
         axes.text(
@@ -356,7 +272,7 @@ def _curve_panel(axes: Any, name: str, log: Log, metric: str, monitor: str | Non
             0.95,
             f"{monitor} was never finite",
             transform=axes.transAxes,
-            color=_INK,
+            color=INK,
             fontsize=9,
             ha="right",
             va="top",
@@ -364,7 +280,7 @@ def _curve_panel(axes: Any, name: str, log: Log, metric: str, monitor: str | Non
         )
         return
     at = int(np.nanargmin(values) if best == "lowest" else np.nanargmax(values))
-    axes.axvline(epochs[at], color=_FAINT, linewidth=1.0, dashes=(3, 2), zorder=1)
+    axes.axvline(epochs[at], color=FAINT, linewidth=1.0, dashes=(3, 2), zorder=1)
     drawn = monitor if monitor in (metric, f"val_{metric}") else None
     if drawn:
         axes.plot(
@@ -373,13 +289,13 @@ def _curve_panel(axes: Any, name: str, log: Log, metric: str, monitor: str | Non
             "o",
             color=_VALIDATION if drawn != metric else _TRAIN,
             markersize=6,
-            markeredgecolor=_INK,
+            markeredgecolor=INK,
             markeredgewidth=1.0,
             zorder=5,
         )
     where = f"best epoch {epochs[at]:g}: {values[at]:.3f}"
     where += "" if drawn else f" ({_readable(monitor)})"
-    axes.set_title(where, loc="right", fontsize=9.5, color=_FAINT, parse_math=False)
+    axes.set_title(where, loc="right", fontsize=9.5, color=FAINT, parse_math=False)
 
 
 def _dot_panel(
@@ -389,8 +305,8 @@ def _dot_panel(
     values: Mapping[str, np.ndarray],
     marks: Mapping[str, tuple[float, float, float]],
 ) -> None:
-    _plain(axes, name)
-    axes.grid(axis="x", color=_FAINT, alpha=0.25, linewidth=0.7)
+    plain_axes(axes, name)
+    axes.grid(axis="x", color=FAINT, alpha=0.25, linewidth=0.7)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     for y, model in enumerate(models):
@@ -409,20 +325,20 @@ def _dot_panel(
         )
         mean, low, high = marks[model]
         if math.isfinite(mean):
-            axes.plot([mean, mean], [y - 0.27, y + 0.27], color=_INK, linewidth=2.0, zorder=4)
+            axes.plot([mean, mean], [y - 0.27, y + 0.27], color=INK, linewidth=2.0, zorder=4)
         else:
             axes.text(
                 0.5,
                 y,
                 "no value",
                 transform=axes.get_yaxis_transform(),
-                color=_FAINT,
+                color=FAINT,
                 fontsize=9,
                 ha="center",
                 va="center",
             )
         if math.isfinite(low) and math.isfinite(high):
-            axes.plot([low, high], [y, y], color=_INK, linewidth=1.3, zorder=3)
+            axes.plot([low, high], [y, y], color=INK, linewidth=1.3, zorder=3)
     axes.set_ylim(max(len(models), 1) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
 

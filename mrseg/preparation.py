@@ -6,17 +6,12 @@ Sources: mecheter2020 and mecheter2023 section 3.2 (Elastix: rigid Euler, then B
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-import multiprocessing
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from mrseg._checks import InputError, error
 from mrseg._files import checksum, writable_folder
@@ -25,6 +20,7 @@ from mrseg.data.geometry import check_same_grid, to_canonical, voxel_sizes
 from mrseg.data.io import read_ct, read_sidecar, read_volume, write_labels
 from mrseg.data.labels import ATTENUATION_CLASSES, class_fractions, hu_to_labels
 from mrseg.data.registration import apply_transform, check_quality, register, save_registration
+from mrseg.jobs import run_jobs
 from mrseg.pictures import registration_check, save_png
 
 Row = dict[str, Any]
@@ -86,15 +82,7 @@ def prepare(
         if case.ct
     ]
     job = functools.partial(_prepare_scan, labelling=labelling)
-    with contextlib.ExitStack() as stack:
-        results: Iterable[Row] = map(job, scans)
-        if workers > 1:
-            # Fresh processes: ITK and TensorFlow survive no fork.
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
-            results = pool.map(job, scans)
-        bar = tqdm(results, total=len(scans), desc="preparing", unit="scan", disable=not progress)
-        quality = list(bar)
+    quality = run_jobs(job, scans, workers=workers, desc="preparing", unit="scan", progress=progress)
     labels = {(scan.subject, scan.sequence): scan.labels for scan in scans}
     prepared = [
         dataclasses.replace(case, labels={name: labels[case.subject, name] for name in case.images})

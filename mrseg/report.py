@@ -19,7 +19,6 @@ from mrseg._checks import error
 from mrseg._files import atomic_file
 from mrseg.formats import to_latex, to_text, write_csv
 from mrseg.pictures import to_png
-from mrseg.plots import to_svg
 from mrseg.tables import (
     DASH,
     Column,
@@ -37,6 +36,7 @@ from mrseg.tables import (
     missing_reasons,
     table,
 )
+from mrseg.theme import to_svg
 
 __all__ = [
     "Column", "Details", "Estimate", "Missing", "Notice", "Picture", "Section", "Table", "by_class",

@@ -163,6 +163,17 @@ class Training:
                 "Leave these out, or take schedule: constant.",
             )
 
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """Columns of the log that decide something."""
+        kept = () if self.keep == "last" else (self.keep,)
+        return (*kept, *(rule.monitor for rule in (self.plateau, self.early_stopping) if rule))
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether validation subjects decide something."""
+        return any(monitor.startswith("val_") for monitor in self.monitors)
+
 
 @contextmanager
 def precision(policy: str) -> Iterator[None]:
@@ -298,9 +309,7 @@ def _mode(monitor: str) -> str:
 
 
 def _check_monitors(settings: Training, has_validation: bool) -> None:
-    wanted = [settings.keep] if settings.keep != "last" else []
-    wanted += [rule.monitor for rule in (settings.plateau, settings.early_stopping) if rule]
-    for monitor in wanted:
+    for monitor in settings.monitors:
         if monitor.startswith("val_") and not has_validation:
             raise error(
                 f"{monitor} is measured on validation cases.",
@@ -337,7 +346,7 @@ class _Checkpoint(keras.callbacks.Callback):
         """Saves the epoch as a whole."""
         row = {"epoch": epoch, **{key: float(value) for key, value in (logs or {}).items()}}
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        missing = [m for m in self._monitors() if m not in row]
+        missing = [m for m in self.settings.monitors if m not in row]
         if missing:
             raise error(f"A monitored column must be one of {', '.join(row)}.", missing[0])
         self.history.append(row)
@@ -369,11 +378,6 @@ class _Checkpoint(keras.callbacks.Callback):
         _assign(model.weights, saved.weights, self.folder)
         if model.optimizer is not None and saved.optimizer is not None:
             _assign(model.optimizer.variables, saved.optimizer.variables, self.folder)
-
-    def _monitors(self) -> list[str]:
-        rules = (self.settings.plateau, self.settings.early_stopping)
-        keep = [] if self.settings.keep == "last" else [self.settings.keep]
-        return keep + [rule.monitor for rule in rules if rule]
 
     def _is_best(self, row: dict[str, float]) -> bool:
         sign = 1.0 if _mode(self.settings.keep) == "min" else -1.0

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.text import Text
 
 from mrseg._checks import InputError
-from mrseg.plots import bland_altman, dot_plot, learning_curves, read_log, signal_curves, to_svg
+from mrseg.plots import bland_altman, dot_plot, learning_curves, read_log, signal_curves
+from mrseg.theme import to_svg
 
 LOG = {"epoch": [1, 2, 3, 4], "loss": [4.0, 3.0, 2.0, 1.0], "val_loss": [4.0, 2.0, math.nan, 3.0]}
 

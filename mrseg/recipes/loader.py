@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mrseg._checks import choice, error, existing_file
+from mrseg import configuration
+from mrseg._checks import choice, error
 from mrseg.data.augmentation import Augmentation
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
@@ -41,7 +38,7 @@ class Network:
         hints = typing.get_type_hints(build)
         for name, value in self.arguments.items():
             choice(f"An argument of {self.builder}", name, known)
-            _value(hints[name], value, f"network.arguments.{name}")
+            configuration.value_of(hints[name], value, f"network.arguments.{name}")
 
 
 @dataclass(frozen=True)
@@ -124,12 +121,12 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that `load_recipe` reads again."""
-        return _plain(dataclasses.asdict(self))
+        return configuration.as_plain(dataclasses.asdict(self))
 
 
 def list_recipes() -> list[str]:
     """Names of the pages that come with mrseg."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return configuration.list_pages(FOLDER)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -148,117 +145,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         >>> load_recipe("islam2025_unet", ["training.epochs=12"]).training.epochs
         12
     """
-    page = _read_page(name_or_path)
-    for override in overrides:
-        _override(page, override)
-    return _build(Recipe, page, "")
-
-
-def _read_page(name_or_path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    if str(name_or_path) in above:
-        raise error("A recipe is not its own base.", " -> ".join((*above, str(name_or_path))))
-    text = str(name_or_path)
-    if text.endswith((".yaml", ".yml")):
-        path = existing_file(text)
-    else:
-        path = FOLDER / f"{choice('The recipe', text, list_recipes())}.yaml"
-    try:
-        page = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
-        raise error("A recipe is a YAML page.", f"{path}: {' '.join(str(reason).split())}") from None
-    if not isinstance(page, dict):
-        raise error("A recipe is a YAML page of keys and values.", path)
-    base = page.pop("base", None)
-    if base is None:
-        return page
-    inherited = _read_page(base, (*above, str(name_or_path)))
-    inherited.pop("expected", None)  # another experiment has figures of its own
-    return _merge(inherited, page)
-
-
-def _merge(base: dict[str, Any], page: dict[str, Any]) -> dict[str, Any]:
-    merged = copy.deepcopy(base)
-    for key, value in page.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _override(page: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise error("An override is key=value.", repr(override), "Write training.epochs=12.")
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = page.get(parent)
-        if inner is None:
-            inner = page[parent] = {}
-        if not isinstance(inner, dict):
-            raise error(f"{parent} holds no further keys.", repr(override))
-        page = inner
-    try:
-        page[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise error(f"The value of {key} is YAML.", repr(text)) from None
-
-
-def _build(kind: type, values: Any, place: str) -> Any:
-    """A dataclass from a mapping, every key known and every value of the declared type."""
-    if not isinstance(values, dict):
-        raise error(f"{place} is a group of keys.", repr(values))
-    hints = typing.get_type_hints(kind)
-    for key in values:
-        choice(f"A key of {place or 'a recipe'}", key, hints)
-    needed = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    for name in needed:
-        if name not in values:
-            raise error(f"{place or 'A recipe'} needs the key {name}.", f"only {', '.join(values)}")
-    return kind(
-        **{key: _value(hints[key], value, f"{place}.{key}".strip(".")) for key, value in values.items()}
-    )
-
-
-def _value(hint: Any, value: Any, place: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, place)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [a for a in arguments if a is not type(None)]
-        plain = [a for a in options if isinstance(a, type) and type(value) is a]
-        return _value((plain or options)[0], value, place)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise error(f"{place} is a list.", repr(value))
-        item = arguments[0]
-        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise error(f"{place} is a list of {len(arguments)} values.", repr(value))
-        return tuple(_value(item, v, f"{place}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise error(f"{place} is a group of keys.", repr(value))
-        return value
-    return _scalar(hint, value, place)
-
-
-def _scalar(kind: type, value: Any, place: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is kind:
-        return value
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    remedy = ""
-    if kind is float and isinstance(value, str):
-        remedy = "YAML reads 1e-3 as text: write 1.0e-3."
-    raise error(f"{place} is {words[kind]}.", repr(value), remedy)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+    # Another experiment has figures of its own.
+    page = configuration.read_page(name_or_path, FOLDER, "recipe", own=("expected",))
+    for text in overrides:
+        configuration.override(page, text)
+    return configuration.build(Recipe, page, "recipe")

@@ -188,10 +188,17 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
         for case in usable
         if case.split == "val" or case.subject in aside
     ]
-    left_out = sum(case.split in ("train", "val") for case in cases) - len(train) - len(validation)
+    left_out = (
+        sum(
+            case.split in ("train", "val") and any(s in case.images for s in recipe.sequences)
+            for case in cases
+        )
+        - len(train)
+        - len(validation)
+    )
     if left_out:
         log.warning(
-            "%d cases have no labelled %s image and are left out of training",
+            "%d cases with a %s image have no labels for it and are left out of training",
             left_out,
             " or ".join(recipe.sequences),
         )

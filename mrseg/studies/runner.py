@@ -1,0 +1,229 @@
+"""Runs a study: its cohort, its experiments, its tables and figures, one page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mrseg import configuration
+from mrseg._checks import error
+from mrseg._files import atomic_file, writable_folder
+from mrseg.crossval import cross_validate
+from mrseg.data.cases import Case, read_cases, write_cases
+from mrseg.data.phantom import write_cohort
+from mrseg.formats import to_text, write_tables
+from mrseg.recipes.loader import load_recipe
+from mrseg.recipes.runner import versions
+from mrseg.report import Picture, Section, write_report
+from mrseg.studies import tables
+from mrseg.studies.figures import depth_figure, time_figure
+from mrseg.studies.loader import Phantom, Study
+from mrseg.summaries import Row
+from mrseg.tables import Table
+from mrseg.theme import to_svg
+
+NOTICE = (
+    "These heads are synthetic, made by code. The figures compare methods on them; they say nothing about "
+    "how well any does on patients."
+)
+
+
+def run_study(
+    study: Study,
+    cases: Sequence[Case] | None,
+    output: str | Path,
+    *,
+    source: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    workers: int = 1,
+    scheduler: str = "",
+    progress: bool = True,
+) -> tuple[Path, str]:
+    """Trains and scores every experiment of a study and writes its tables, figures and page.
+
+    A study that was stopped goes on where it stopped and ends with the same tables.
+
+    Args:
+        study: experiments and layout.
+        cases: subjects with labels and splits; None makes the study's synthetic cohort.
+        output: folder for ``trials/``, ``scores.csv``, ``trials.csv``, ``tables/``, ``figures/`` (SVG),
+            ``report.html`` and, without cases, ``cohort/``.
+        source: trained segmenter for experiments with ``source: given``.
+        overrides: ``key=value`` for the recipe of every experiment, above all that the page says.
+        workers, scheduler: as `mrseg.jobs.run_jobs` takes them.
+        progress: show bars.
+
+    Returns:
+        The page, and the tables as text.
+
+    Raises:
+        InputError: no cases for a study without a synthetic cohort, another study begun in ``output``, and
+            what `mrseg.crossval.cross_validate` raises.
+    """
+    output = writable_folder(output)
+    _claim(study, output)
+    notice = NOTICE if cases is None else ""
+    if cases is None:
+        if study.phantom is None:
+            raise error(f"Study {study.name} needs scans.", "none", "Name a manifest: --data cohort.tsv.")
+        cases = make_cohort(study.phantom, study.sequence, output / "cohort")
+    scores, trials = cross_validate(
+        study.experiments,
+        cases,
+        output,
+        sequence=study.sequence,
+        folds=study.folds,
+        choose=study.choose,
+        source=source,
+        overrides=overrides,
+        seed=study.seed,
+        workers=workers,
+        scheduler=scheduler,
+        progress=progress,
+    )
+    made, said = _tables(study, scores, trials, output)
+    pictures = _figures(study, scores, trials, output)
+    write_tables(made, output / "tables")
+    own = [page.name for page in study.tables]
+    sections = [
+        Section("In the paper's layout", tuple(made[name] for name in own)),
+        Section("Figures", tuple(pictures)),
+        Section(
+            "Beside the paper, and on unseen subjects", tuple(t for n, t in made.items() if n not in own)
+        ),
+    ]
+    page = write_report(
+        output / "report.html",
+        title=study.title,
+        summary=(
+            f"{len(study.experiments)} experiments, {len(trials)} trainings, {study.folds} folds.",
+            said,
+        ),
+        sections=[section for section in sections if section.items],
+        notice=notice,
+        provenance={"study": configuration.as_plain(dataclasses.asdict(study)), "versions": versions()},
+    )
+    return page, "\n\n".join([*(to_text(table) for table in made.values()), said]).strip()
+
+
+def make_cohort(phantom: Phantom, sequence: str, folder: Path) -> list[Case]:
+    """The synthetic cohort of a study, made once; labels are the phantom's own, not from a CT."""
+    manifest = folder / "cohort.tsv"
+    if manifest.exists():
+        return read_cases(manifest)
+    first = phantom.source_sequence
+    parts = {
+        "source": ("train", phantom.sources),
+        "target": ("train", phantom.targets),
+        "test": ("test", phantom.tests),
+    }
+    cases: list[Case] = []
+    for number, (name, (split, count)) in enumerate(parts.items()):
+        part = write_cohort(
+            folder / name,
+            subjects={split: count},
+            sequences=(first, sequence),
+            shape=phantom.shape,
+            seed=len(parts) * phantom.seed + number,
+            ct=False,
+            labels=True,
+        )
+        for case in read_cases(part):
+            labelled = {"source": [first], "target": [sequence], "test": [first, sequence]}[name]
+            images = {s: file for s, file in case.images.items() if name != "source" or s == first}
+            labels = {s: file for s, file in case.labels.items() if s in labelled}
+            subject = f"{name}-{case.subject}"
+            cases.append(dataclasses.replace(case, subject=subject, images=images, labels=labels))
+    write_cases(cases, manifest)
+    return read_cases(manifest)
+
+
+def _claim(study: Study, output: Path) -> None:
+    """A folder holds one study; how it is shown may change, what is trained may not."""
+    kept = ("sequence", "folds", "choose", "seed", "phantom")
+    page = {
+        key: value for key, value in configuration.as_plain(dataclasses.asdict(study)).items() if key in kept
+    }
+    path = output / "study.json"
+    if path.exists() and json.loads(path.read_text()) != page:
+        earlier = json.loads(path.read_text())
+        raise error(
+            "A folder holds one study.",
+            f"{output}, begun with another {', '.join(key for key in page if page[key] != earlier.get(key))}",
+            "Choose another output folder.",
+        )
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(page, indent=1))
+
+
+def _tables(
+    study: Study, scores: Sequence[Row], trials: Sequence[Row], output: Path
+) -> tuple[dict[str, Table], str]:
+    made: dict[str, Table] = {}
+    for page in study.tables:
+        made[page.name] = tables.scores_table(page, scores, study)
+    compared = tables.paper_table(scores, study)
+    said = ""
+    if compared:
+        made["paper"], said = compared
+    for name in _class_names(study)[1:]:
+        found = tables.validation_table(scores, trials, study, name)
+        if found:
+            made[f"validation_{name}"] = found
+    grid = tables.grid_table(trials)
+    if grid:
+        made["grid"] = grid
+    made["trainings"] = tables.training_table(trials, study, output)
+    return made, said
+
+
+def _figures(study: Study, scores: Sequence[Row], trials: Sequence[Row], output: Path) -> list[Picture]:
+    pictures = []
+    if study.depths:
+        caption = "Dice on the test subjects by depth of fine-tuning and number of training subjects."
+        pictures.append(_picture(depth_figure(_depth_dice(study, scores)), "depth", caption, output))
+    times: dict[str, tuple[float, float]] = {}
+    for name in study.timed:
+        own = [t for t in trials if t["experiment"] == name and t["chosen"] and t["subjects"] == 0]
+        both = [(float(t["seconds"]), tables.converged_seconds(t, output)) for t in own]
+        whole, converged = (tables.median(values) for values in zip(*both, strict=True))
+        times[name] = (whole, converged)
+    if any(not math.isnan(both[0]) for both in times.values()):
+        caption = "Seconds of one training, median over the folds."
+        pictures.append(_picture(time_figure(times), "time", caption, output))
+    return pictures
+
+
+def _picture(figure: Any, name: str, caption: str, output: Path) -> Picture:
+    picture = Picture(caption, to_svg(figure))
+    with atomic_file(output / "figures" / f"{name}.svg") as path:
+        path.write_bytes(picture.data)
+    return picture
+
+
+def _depth_dice(study: Study, scores: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Class -> number of subjects -> depth -> pooled Dice of every fold."""
+    dice: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in _class_names(study)}
+    sizes = sorted({s for e in study.experiments if e.name in study.depths for s in e.subjects if s})
+    for size in [*sizes, 0]:
+        for name in study.depths:
+            if (
+                sizes
+                and size == 0
+                and not any(tables.fold_scores(scores, name, study.sequence, s) for s in sizes)
+            ):
+                continue  # a line has the depths that were repeated with fewer subjects
+            for rows in tables.fold_scores(scores, name, study.sequence, size).values():
+                for row in tables.mean_scores({1: rows}):
+                    if row["metric"] == "dice":
+                        by_depth = dice[row["class"]].setdefault(str(size or "all"), {})
+                        by_depth.setdefault(name, []).append(row["value"])
+    return dice
+
+
+def _class_names(study: Study) -> tuple[str, ...]:
+    return load_recipe(study.experiments[0].recipe).class_names
