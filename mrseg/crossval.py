@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 
 from mrseg import store
-from mrseg._checks import choice, error
+from mrseg._checks import InputError, choice, error
 from mrseg._files import atomic_file, checksum, writable_folder
 from mrseg.data.cases import Case
 from mrseg.data.io import read_labels
@@ -258,7 +258,18 @@ def cross_validate(
 
 
 def run_trial(trial: Trial) -> list[Row]:
-    """Trains and scores one trial as far as that is not done, and returns its scores."""
+    """Trains and scores one trial as far as that is not done, and returns its scores.
+
+    Raises:
+        InputError: what training and scoring raise, with the name of the trial.
+    """
+    try:
+        return _train_and_score(trial)
+    except InputError as reason:
+        raise InputError(f"{trial.output.parent.name}/{trial.output.name}: {reason}") from reason
+
+
+def _train_and_score(trial: Trial) -> list[Row]:
     folder = writable_folder(trial.output)
     decides = trial.recipe.training.needs_validation
     # Subjects that decide nothing stay out of the training: their scores are those of people never seen.
@@ -291,13 +302,19 @@ def _train(trial: Trial, cases: Sequence[Case]) -> Segmenter:
         "epochs": epochs_done(folder),
         # Of a training that was interrupted only the last part was timed.
         "seconds": float("nan") if resumed else time.perf_counter() - started,
-        "trainable": sum(int(np.prod(v.shape)) for v in segmenter.model.trainable_variables),
+        "trainable": _trained_parameters(segmenter, trial.recipe),
         "parameters": segmenter.model.count_params(),
         "validation_decides": bool(trial.point) or trial.recipe.training.needs_validation,
     }
     with atomic_file(folder / "trial.json") as path:
         path.write_text(json.dumps({"signature": _signature(trial), "record": record}))
     return segmenter
+
+
+def _trained_parameters(segmenter: Segmenter, recipe: Recipe) -> int:
+    if recipe.transfer is not None and recipe.transfer.mechanism == "none":
+        return 0
+    return sum(int(np.prod(v.shape)) for v in segmenter.model.trainable_variables)
 
 
 def _unfinished(trials: Sequence[Trial]) -> list[Trial]:

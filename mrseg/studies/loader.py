@@ -88,6 +88,7 @@ class Study:
         sequence: MR sequence whose training subjects are dealt into folds.
         experiments: trained and scored, see `mrseg.crossval.Experiment`; a mapping by name in YAML.
         tables: in the paper's layout; a mapping by name in YAML.
+        classes: groups of columns of every table that names none, in order; empty takes all.
         folds: number of folds.
         choose: class whose Dice on validation subjects decides the grids; "" is the mean without the first.
         reference: experiment that the others are compared with on the validation subjects.
@@ -105,6 +106,7 @@ class Study:
     sequence: str
     experiments: tuple[Experiment, ...]
     tables: tuple[TablePage, ...]
+    classes: tuple[str, ...] = ()
     folds: int = 3
     choose: str = ""
     reference: str = ""

@@ -170,7 +170,7 @@ def _tables(
     said = ""
     if compared:
         made["paper"], said = compared
-    for name in _class_names(study)[1:]:
+    for name in study.classes or _class_names(study)[1:]:
         found = tables.validation_table(scores, trials, study, name)
         if found:
             made[f"validation_{name}"] = found
@@ -207,7 +207,9 @@ def _picture(figure: Any, name: str, caption: str, output: Path) -> Picture:
 
 def _depth_dice(study: Study, scores: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Class -> number of subjects -> depth -> pooled Dice of every fold."""
-    dice: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in _class_names(study)}
+    dice: dict[str, dict[str, dict[str, list[float]]]] = {
+        name: {} for name in study.classes or _class_names(study)
+    }
     sizes = sorted({s for e in study.experiments if e.name in study.depths for s in e.subjects if s})
     for size in [*sizes, 0]:
         for name in study.depths:

@@ -34,7 +34,7 @@ CONVERGED = 0.95
 def scores_table(page: TablePage, scores: Sequence[Row], study: Study) -> Table:
     """One table of the study."""
     shown = _pair_rows(page, scores) if page.pairs else _experiment_rows(page, scores, study.sequence)
-    classes = page.classes or tuple(dict.fromkeys(row["class"] for row in shown))
+    classes = page.classes or study.classes or tuple(dict.fromkeys(row["class"] for row in shown))
     subjects = {row["subject"] for row in scores if row["split"] == page.split}
     return table(
         *by_class(shown, by="experiment", metrics=page.metrics, classes=classes),
@@ -63,7 +63,7 @@ def mean_scores(by_fold: Mapping[int, Sequence[Row]]) -> list[Row]:
         value = float(np.mean([of_fold[key][0] for of_fold in pooled]))
         of_subjects = _by_subject([row for rows in by_fold.values() for row in rows], *key)
         low, high = bootstrap_ci(of_subjects) if len(of_subjects) > 1 else (math.nan, math.nan)
-        half = float(wald_ci(value, count)) if count and 0 <= value <= 1 else math.nan
+        half = _wald(value, count)
         result.append(
             {"class": key[0], "metric": key[1], "value": value, "half_width": half, "low": low, "high": high}
         )
@@ -137,7 +137,8 @@ def validation_table(scores: Sequence[Row], trials: Sequence[Row], study: Study,
     if not dice:
         return None
     rows: list[dict[str, Any]] = []
-    for experiment, of_subject in dice.items():
+    for experiment in (e.name for e in study.experiments if e.name in dice):
+        of_subject = dice[experiment]
         values = np.array([of_subject[subject] for subject in sorted(of_subject)])
         low, high = bootstrap_ci(values)
         shown: dict[str, Any] = {
@@ -195,8 +196,12 @@ def grid_table(trials: Sequence[Row]) -> Table | None:
 def paper_table(scores: Sequence[Row], study: Study) -> tuple[Table, str] | None:
     """Our Dice beside the paper's, and in words whether the order of the experiments is the same."""
     rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for experiment in study.experiments:
         recipe = load_recipe(experiment.recipe)
+        if recipe.name in seen:
+            continue  # a variant of a row that is there
+        seen.add(recipe.name)
         theirs = {
             name: v["dice"]
             for name, v in recipe.expected.items()
@@ -243,10 +248,13 @@ def _experiment_rows(page: TablePage, scores: Sequence[Row], sequence: str) -> l
             raise error(f"Table {page.name} needs scores of {name}.", f"none on {page.split} subjects")
         # The first network of a study is not tested on the study's sequence.
         by_fold = fold_scores(scores, name, sequence if sequence in scored else scored[0], split=page.split)
-        several = page.folds and len(by_fold) > 1
-        for fold, rows in by_fold.items() if several else ():
-            of_fold = [row for row in summarize(rows) if row["pooling"] == VOXELS]
-            shown += [{**row, "experiment": f"{name} (fold {fold})", "low": math.nan} for row in of_fold]
+        figures = {fold: _pooled(rows) for fold, rows in by_fold.items()}
+        # What is not trained is the same network in every fold.
+        several = page.folds and any(found != next(iter(figures.values())) for found in figures.values())
+        for fold, found in figures.items() if several else ():
+            for (kind, metric), (value, count) in found.items():
+                row = {"class": kind, "metric": metric, "value": value, "half_width": _wald(value, count)}
+                shown.append({**row, "experiment": f"{name} (fold {fold})"})
         label = f"{name} (mean)" if several else name
         shown += [{**row, "experiment": label} for row in mean_scores(by_fold)]
     return shown
@@ -277,6 +285,10 @@ def _pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, int]]:
         for row in summarize(rows)
         if row["pooling"] == VOXELS
     }
+
+
+def _wald(value: float, count: int) -> float:
+    return float(wald_ci(value, count)) if count and 0 <= value <= 1 else math.nan
 
 
 def _by_subject(rows: Sequence[Row], name: str, metric: str) -> np.ndarray:
