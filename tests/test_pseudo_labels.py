@@ -63,8 +63,8 @@ def test_labels_follow_the_head_to_where_it_lies_in_the_other_scan(run):
     _, _, truth, _, labelled = run
     made, _ = read_labels(labelled.labels["T2w"], 3)
     inside = made != 255
-    # A shift of one voxel of 5.5 mm would leave 0.90 of the voxels inside right, no registration 0.89.
-    assert (made[inside] == truth[inside]).mean() > 0.95
+    # The truth shifted by one voxel agrees with itself in 0.90 of the voxels; left in place, in 0.85.
+    assert (made[inside] == truth[inside]).mean() > 0.98
 
 
 def test_what_the_segmented_scan_does_not_show_is_ignored_and_the_rest_is_not(run):

@@ -7,7 +7,7 @@ a resumed run sees the very batches that an unbroken run would have seen.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -197,6 +197,33 @@ def build_dataset(
     return dataset.batch(batch_size, drop_remainder=shuffle).prefetch(2)
 
 
+def grid_order(
+    examples: Sequence[Example], sampling: Sampling, *, seed: int = 0
+) -> Callable[[int], np.ndarray]:
+    """Where the patches of a shuffled epoch stand in an epoch that is not shuffled.
+
+    Args:
+        examples: as for `build_dataset`.
+        sampling: without random patches: every epoch holds the same ones.
+        seed: of `build_dataset` with ``shuffle=True``.
+
+    Returns:
+        Number of an epoch -> (patches,) places in the epoch of ``shuffle=False``, in the order of that epoch.
+
+    Raises:
+        InputError: ``sampling`` draws patches at random.
+    """
+    if sampling.patches_per_volume:
+        raise error(
+            "Only the patches of a grid are the same in every epoch.",
+            f"sampling.patches_per_volume {sampling.patches_per_volume}",
+        )
+    grid = _Plan(examples, sampling, False, seed, 0).rows_of(0)
+    place = {tuple(row): i for i, row in enumerate(grid[:, :4].tolist())}
+    plan = _Plan(examples, sampling, True, seed, 0)
+    return lambda epoch: np.array([place[tuple(row)] for row in plan.rows_of(epoch)[:, :4].tolist()])
+
+
 class _Plan:
     """Rows (case, x, y, z, seed, seed) of one epoch after the other."""
 
@@ -213,8 +240,12 @@ class _Plan:
 
     def next_epoch(self) -> np.ndarray:
         """(patches, 6) int32."""
-        rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
+        return self.rows_of(self.epoch - 1)
+
+    def rows_of(self, epoch: int) -> np.ndarray:
+        """(patches, 6) int32 of one epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
         rows = self._rows(rng)
         if self.shuffle:
             rng.shuffle(rows)

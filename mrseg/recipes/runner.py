@@ -20,14 +20,15 @@ from tqdm import tqdm
 import mrseg
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
+from mrseg.data.augmentation import Augmentation
 from mrseg.data.cases import Case, check_splits, write_cases
 from mrseg.data.patches import Sampling, channel_means
-from mrseg.data.pipeline import Contrasts, Example, build_dataset, load_examples, load_image
+from mrseg.data.pipeline import Contrasts, Example, build_dataset, grid_order, load_examples, load_image
 from mrseg.models.builders import BUILDERS
 from mrseg.pseudo_labels import plan, pseudo_label
 from mrseg.recipes.loader import Recipe
 from mrseg.segmenter import Segmenter, subject_digest, trained_on
-from mrseg.training import epochs_done, fit, precision
+from mrseg.training import SameEveryEpoch, epochs_done, fit, precision
 from mrseg.transfer.freezing import train_all, train_last, train_norms
 from mrseg.transfer.fusion import hybrid
 from mrseg.transfer.listing import text_table
@@ -135,7 +136,9 @@ def train_recipe(
         provenance=_provenance(recipe, train, validation, source),
     )
     segmenter.save(output / "segmenter")
-    return segmenter
+    # Training on kept features leaves the layers of the network in two graphs; read back, they are in one.
+    cached = recipe.training.cache_features != "none"
+    return Segmenter.load(output / "segmenter") if cached else segmenter
 
 
 def _fit(
@@ -191,10 +194,25 @@ def _fit(
         loss=recipe.loss,
         class_names=recipe.class_names,
         folder=output,
+        same=_same_every_epoch(recipe, sampling, scans),
         loggers=loggers,
         progress=progress,
     )
     return sampling
+
+
+def _same_every_epoch(recipe: Recipe, sampling: Sampling, scans: Sequence[Example]) -> SameEveryEpoch | None:
+    """The training data for a cache of features; None, and a word in the log, where no cache can serve."""
+    settings = recipe.training
+    if settings.cache_features == "none":
+        return None
+    random = "augmentation" if recipe.augmentation != Augmentation() else ""
+    random = random or ("random patches" if sampling.patches_per_volume else "")
+    if random:
+        log.warning("Training without a cache of features: %s differ from epoch to epoch.", random)
+        return None
+    data = build_dataset(scans, sampling, batch_size=settings.batch_size, shuffle=False)
+    return SameEveryEpoch(data, grid_order(scans, sampling, seed=settings.seed))
 
 
 def _adapt(

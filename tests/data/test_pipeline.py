@@ -10,7 +10,7 @@ from mrseg.data.augmentation import Augmentation
 from mrseg.data.cases import Case
 from mrseg.data.io import write_labels, write_volume
 from mrseg.data.patches import Sampling
-from mrseg.data.pipeline import build_dataset, load_example
+from mrseg.data.pipeline import build_dataset, grid_order, load_example
 from mrseg.data.preprocessing import Preprocessing
 
 NATIVE = Preprocessing(normalization="min_max")
@@ -56,6 +56,18 @@ def test_the_same_seed_repeats_and_every_epoch_differs():
     np.testing.assert_array_equal(first, twice(1)[0])
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, twice(2)[0])
+
+
+def test_the_order_of_the_grid_tells_where_each_patch_of_a_shuffled_epoch_stands():
+    sampling = Sampling((4, 6, 4))
+    fixed, _ = epoch(build_dataset(examples(), sampling, batch_size=2, shuffle=False))
+    shuffled = build_dataset(examples(), sampling, batch_size=2, seed=5)
+    order = grid_order(examples(), sampling, seed=5)
+    for number in range(3):
+        np.testing.assert_array_equal(epoch(shuffled)[0], fixed[order(number)])
+    assert not np.array_equal(order(0), order(1))
+    with pytest.raises(InputError, match="patches_per_volume 4"):
+        grid_order(examples(), Sampling((4, 6, 4), 0.5, 4))
 
 
 def test_a_resumed_run_sees_the_batches_of_an_unbroken_one():
