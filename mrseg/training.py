@@ -261,6 +261,8 @@ def fit(
         with ExitStack() as stack:
             trained, data = model, (train, validation)
             if same is not None and settings.cache_features != "none":
+                if state["history"]:
+                    checkpoint.restore(model)  # the features are those of the network that goes on
                 trained, data = _on_features(
                     model, *data, same, settings, folder / "features", len(state["history"]), stack
                 )

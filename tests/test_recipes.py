@@ -21,6 +21,7 @@ from mrseg.recipes import build_network, list_recipes, load_recipe, runner
 from mrseg.recipes.loader import Transfer
 from mrseg.recipes.runner import train_recipe
 from mrseg.segmenter import Segmenter, subject_digest
+from mrseg.transfer.fusion import hybrid
 
 SMALL = ["network.arguments.filters=2"]
 PAPERS = {"mecheter2020", "mecheter2023", "xu2017", "alkhimova2022", "islam2025", "phantom", "beyond"}
@@ -569,3 +570,38 @@ def test_pseudo_labels_come_from_the_source_are_kept_and_train(tmp_path, monkeyp
     assert (tmp_path / "run/pseudo_labels" / made[1]).stat().st_mtime_ns == before
     with pytest.raises(InputError, match="T2w image and one of T1w"):
         train_recipe(recipe, cases[1:], tmp_path / "none", source=source, progress=False)
+
+
+def test_a_recipe_that_keeps_features_ends_with_the_network_of_one_that_does_not(tmp_path):
+    source = source_of(load_recipe("phantom_t1", tiny("phantom_t1")))
+    cases = unlabelled_pairs(tmp_path / "raw", 2, labels=True)
+    options = ["sampling.patches_per_volume=null", "transfer={mechanism: conservative, convs: 0}"]
+    trained = {}
+    for kind in ("none", "float32"):
+        more = [*options, f"training.cache_features={kind}"]
+        trained[kind] = train_recipe(
+            load_recipe("phantom_t2", tiny("phantom_t2", *more)), cases, tmp_path / kind,
+            source=source, progress=False,
+        ).model  # fmt: skip
+    assert [w.path for w in trained["none"].weights] == [w.path for w in trained["float32"].weights]
+    for one, other in zip(*(model.get_weights() for model in trained.values()), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    hybrid(trained["float32"])  # the network is whole: it may be cut and fused again
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [("sampling.patches_per_volume=1", "random patches"), ("augmentation.flip_axes=[0]", "augmentation")],
+)
+def test_where_data_change_features_are_not_kept_and_the_log_says_why(
+    tmp_path, monkeypatch, caplog, option, why
+):
+    recorded_fit(monkeypatch)
+    options = tiny(
+        "phantom_t1", "sampling.patches_per_volume=null", "training.cache_features=float16", option,
+        "training.batch_size=1",
+    )  # fmt: skip
+    cases = unlabelled_pairs(tmp_path / "raw", 1, labels=True)
+    with caplog.at_level("WARNING"):
+        train_recipe(load_recipe("phantom_t1", options), cases, tmp_path / "run", progress=False)
+    assert f"without a cache of features: {why}" in caplog.text
