@@ -62,7 +62,7 @@ class Transfer:
         fuse_at: for ``hybrid``: ``all`` levels or the ``bottleneck``.
         head: for ``affine``: the head trains as well.
         labels_from: beyond the papers: the labels of the training and validation scans are what the source
-            says on this other sequence of the same subject (`mrseg.pseudo_labels`), whatever labels they
+            says on this other sequence of the same subject (`mrseg.pseudo_label`), whatever labels they
             have. Empty: their own labels.
     """
 
@@ -92,7 +92,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment of one paper, complete but for the scans.
+    """One experiment, of a paper or beyond, complete but for the scans.
 
     Attributes:
         name: of the page, ``mecheter2023_t1``.
