@@ -174,10 +174,11 @@ def _bias_field(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         at = np.linspace(0, _BIAS_NODES - 1, size)
         first = np.minimum(at.astype(np.intp), _BIAS_NODES - 2)
         share = (at - first).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+        share = share * share * (3 - 2 * share)  # no kinks at the nodes
         nodes = np.take(nodes, first, axis) * (1 - share) + np.take(nodes, first + 1, axis) * share
-    return np.exp(ndimage.gaussian_filter(nodes, [size / 12 for size in shape], mode="nearest"))
+    return np.exp(nodes)
 
 
 def _rician(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    noise = rng.normal(0.0, sigma, (2, *image.shape)).astype(np.float32)
+    noise = np.float32(sigma) * rng.standard_normal((2, *image.shape), dtype=np.float32)
     return np.hypot(image + noise[0], noise[1])
