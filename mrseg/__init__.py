@@ -10,9 +10,10 @@ mrseg.attenuation attenuation maps at 511 keV; mrseg.perfusion: curves of a DSC 
 mrseg.Segmenter   network + preprocessing + label table + provenance in one folder
 mrseg.Inference   how it is asked: overlap, blending, mirrors, Monte-Carlo dropout, uncertainty
 mrseg.predict_cohort   every scan of a manifest or BIDS folder, as BIDS derivatives
+mrseg.pseudo_label   labels of a new sequence from a trained network and another scan of the same head
 mrseg.evaluate    tidy rows: subject, class, metric, value
 mrseg.summarize   pooled over voxels, mean over subjects, mean over slices; mrseg.compare: two methods, paired
-mrseg.recipes     one YAML page per experiment of a paper
+mrseg.recipes     one YAML page per experiment
 
 The same from a shell: `mrseg --help`.
 """
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = attach(
         "passes": ["Inference"],
         "evaluation": ["evaluate"],
         "prediction": ["predict_cohort"],
+        "pseudo_labels": ["pseudo_label"],
         "summaries": ["compare", "summarize"],
     },
     modules=[

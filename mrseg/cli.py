@@ -223,6 +223,10 @@ mechanisms (mecheter2023, section 3.3):
   mecheter2023_open               all layers go on training, from T1-w weights
   mecheter2023_conservativeK      only the head and the last K convolutions train (0, 3, 6, 9, 12, 15, 18)
   mecheter2023_hybrid_FUSION      frozen T1-w encoder beside a new one (multiply, average, maximum, concat)
+beyond the papers:
+  transfer_affine                 only gamma and beta of the normalisations train
+  transfer_statistics             no labels, no training: statistics of the normalisations from T2-w scans
+  transfer_pseudo_labels          no CT: the T1-w network labels the same heads' T1-w scans
 
 Network, classes and preprocessing must be those that the segmenter was trained with: pass the same --set
 options as for `mrseg train`.

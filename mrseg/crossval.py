@@ -312,7 +312,7 @@ def _train(trial: Trial, cases: Sequence[Case]) -> Segmenter:
 
 
 def _trained_parameters(segmenter: Segmenter, recipe: Recipe) -> int:
-    if recipe.transfer is not None and recipe.transfer.mechanism == "none":
+    if recipe.transfer is not None and not recipe.transfer.trains:
         return 0
     return sum(int(np.prod(v.shape)) for v in segmenter.model.trainable_variables)
 

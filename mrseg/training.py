@@ -12,19 +12,24 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 from tqdm import tqdm
 
 from mrseg._checks import choice, error, positive_ints
 from mrseg._files import atomic_file, writable_folder
 from mrseg.metrics import losses
 from mrseg.metrics.streaming import for_classes
+from mrseg.transfer.compiling import compile_like
+from mrseg.transfer.cutting import find_cut
+from mrseg.transfer.features import CACHE_PRECISIONS, CachedFeatures, cache_features
 from mrseg.transfer.rates import group_rates
 
 if TYPE_CHECKING:
@@ -126,6 +131,10 @@ class Training:
         precision: dtype policy. On a CPU mixed precision means ``mixed_bfloat16``: float16 has no 3-D pooling
             there.
         seed: of initial weights, order, patches and augmentation.
+        cache_features: ``float32`` or ``float16`` keeps what the frozen part of a network computes on disk
+            (`mrseg.transfer.fit_cached`), beside the checkpoint and as long as training runs; ``none`` does
+            not. Where that does not serve (random patches, augmentation, training from the first layer on),
+            the log says so and training goes on without.
     """
 
     epochs: int = 200
@@ -140,6 +149,7 @@ class Training:
     keep: str = "last"
     precision: str = "float32"
     seed: int = 0
+    cache_features: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -147,6 +157,7 @@ class Training:
         choice("training.optimizer", self.optimizer, OPTIMIZERS)
         choice("training.schedule", self.schedule, ("constant", "cosine"))
         choice("training.precision", self.precision, PRECISIONS)
+        choice("training.cache_features", self.cache_features, ("none", *CACHE_PRECISIONS))
         if not 0 <= self.seed < 2**32:
             raise error("training.seed is a whole number from 0 to 2^32 - 1.", self.seed)
         if not 0.0 <= self.momentum < 1.0:
@@ -173,6 +184,19 @@ class Training:
     def needs_validation(self) -> bool:
         """Whether validation subjects decide something."""
         return any(monitor.startswith("val_") for monitor in self.monitors)
+
+
+@dataclass(frozen=True)
+class SameEveryEpoch:
+    """Training data of which every epoch holds the same, in another order.
+
+    Attributes:
+        data: batches, always in the same order, the last smaller one included.
+        order: number of an epoch -> places in ``data`` of the patches of that epoch, in its order.
+    """
+
+    data: tf.data.Dataset
+    order: Callable[[int], np.ndarray]
 
 
 @contextmanager
@@ -206,6 +230,7 @@ def fit(
     loss: Loss,
     class_names: Sequence[str],
     folder: str | Path,
+    same: SameEveryEpoch | None = None,
     loggers: Sequence[str] = (),
     progress: bool = True,
 ) -> list[dict[str, float]]:
@@ -223,6 +248,8 @@ def fit(
         loss: loss.
         class_names: names of the output channels, for the metrics.
         folder: where checkpoint and log go.
+        same: the data of ``train`` once more, for ``settings.cache_features``; None trains without a cache.
+            With one, the layers of ``model`` are called a second time: to cut or fuse it later, load it anew.
         loggers: ``tensorboard`` and ``wandb`` (extras of the same names).
         progress: show a bar over the epochs.
 
@@ -240,20 +267,58 @@ def fit(
     _check_monitors(settings, validation is not None)
     _check_kernels(model)
     _compile(model, settings, loss, class_names, steps=int(train.cardinality()))
-    checkpoint = _Checkpoint(folder, settings, state, progress)
+    checkpoint = _Checkpoint(model, folder, settings, state, progress)
     if not state["finished"]:
-        model.fit(
-            train,
-            validation_data=validation,
-            initial_epoch=len(state["history"]),
-            epochs=settings.epochs,
-            callbacks=[*_loggers(loggers, folder), *checkpoint.followers, checkpoint],
-            shuffle=False,  # the dataset shuffles by itself
-            verbose=0,
-        )
+        with ExitStack() as stack:
+            trained, data = model, (train, validation)
+            if same is not None and settings.cache_features != "none":
+                if state["history"]:
+                    checkpoint.restore(model)  # the features are those of the network that goes on
+                trained, data = _on_features(
+                    model, *data, same, settings, folder / "features", len(state["history"]), stack
+                )
+            trained.fit(
+                data[0],
+                validation_data=data[1],
+                initial_epoch=len(state["history"]),
+                epochs=settings.epochs,
+                callbacks=[*_loggers(loggers, folder), *checkpoint.followers, checkpoint],
+                shuffle=False,  # the dataset shuffles by itself
+                verbose=0,
+            )
         checkpoint.finish()
     checkpoint.restore(model, best=settings.keep != "last")
     return checkpoint.history
+
+
+def _on_features(
+    model: keras.Model,
+    train: tf.data.Dataset,
+    validation: tf.data.Dataset | None,
+    same: SameEveryEpoch,
+    settings: Training,
+    folder: Path,
+    first_epoch: int,
+    caches: ExitStack,
+) -> tuple[keras.Model, tuple[tf.data.Dataset, tf.data.Dataset | None]]:
+    """What trains of a compiled network, and its features in the place of the images; or all as it was."""
+    cut = find_cut(model)
+    if not cut.pays:
+        log.warning("Training without a cache of features: the first layer with weights can change.")
+        return model, (train, validation)
+
+    def kept(name: str, data: tf.data.Dataset) -> CachedFeatures:
+        return caches.enter_context(
+            cache_features(cut, data, folder / name, precision=settings.cache_features)
+        )
+
+    caches.callback(shutil.rmtree, folder, ignore_errors=True)
+    features = kept("train", same.data).dataset(
+        settings.batch_size, first_epoch=first_epoch, order=same.order, drop_remainder=True
+    )
+    checks = None if validation is None else kept("validation", validation).dataset()
+    compile_like(cut.suffix, model, model.optimizer)
+    return cut.suffix, (features, checks)
 
 
 def _compile(
@@ -319,10 +384,14 @@ def _check_monitors(settings: Training, has_validation: bool) -> None:
 
 
 class _Checkpoint(keras.callbacks.Callback):
-    """Writes weights, optimiser and log after every epoch, and brings them back."""
+    """Writes weights, optimiser and log after every epoch, and brings them back.
 
-    def __init__(self, folder: Path, settings: Training, state: dict, progress: bool):
+    ``whole`` is the network; what ``fit`` trains may be a part of it, which shares its layers and optimiser.
+    """
+
+    def __init__(self, whole: keras.Model, folder: Path, settings: Training, state: dict, progress: bool):
         super().__init__()
+        self.whole = whole
         self.folder, self.settings = folder, settings
         self.history: list[dict[str, float]] = state["history"]
         self.followers = _schedule_callbacks(settings)
@@ -340,7 +409,7 @@ class _Checkpoint(keras.callbacks.Callback):
             for follower in self.followers:
                 follower.on_epoch_end(int(row["epoch"]), dict(row))
         if self.history:
-            self.restore(self.model)
+            self.restore(self.whole)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves the epoch as a whole."""
@@ -352,7 +421,7 @@ class _Checkpoint(keras.callbacks.Callback):
         self.history.append(row)
         if self.settings.keep != "last" and self._is_best(row):
             with atomic_file(self.folder / "best.weights.h5") as path:
-                self.model.save_weights(path)
+                self.whole.save_weights(path)
         self._save(finished=False)
         self.bar.update()
         self.bar.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "dice", "val_dice") if key in row})
@@ -391,7 +460,7 @@ class _Checkpoint(keras.callbacks.Callback):
         name = f"epoch{len(self.history):04d}.keras"
         if not finished:
             with atomic_file(folder / name) as path:
-                self.model.save(path)
+                self.whole.save(path)
         # The state names its model file, so that one rename moves the run from one whole epoch to the next.
         with atomic_file(folder / "state.json") as path:
             path.write_text(json.dumps({"finished": finished, "model": name, "history": self.history}))

@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 import yaml
 
-from mrseg import training
+from mrseg import pseudo_labels, training
 from mrseg._checks import InputError
 from mrseg.data import phantom
 from mrseg.data.cases import Case, read_cases
 from mrseg.data.io import read_volume
 from mrseg.data.pipeline import build_dataset
 from mrseg.data.preprocessing import Preprocessing
+from mrseg.data.registration import Registration
 from mrseg.models.builders import BUILDERS, NETWORKS, matching
 from mrseg.recipes import build_network, list_recipes, load_recipe, runner
+from mrseg.recipes.loader import Transfer
 from mrseg.recipes.runner import train_recipe
 from mrseg.segmenter import Segmenter, subject_digest
+from mrseg.transfer.fusion import hybrid
 
 SMALL = ["network.arguments.filters=2"]
-PAPERS = {"mecheter2020", "mecheter2023", "xu2017", "alkhimova2022", "islam2025", "phantom"}
+PAPERS = {"mecheter2020", "mecheter2023", "xu2017", "alkhimova2022", "islam2025", "phantom", "beyond"}
 
 
 def page(tmp_path, **changes):
@@ -41,6 +44,12 @@ def test_every_page_loads_names_itself_and_says_how_to_run_it(name):
     assert recipe.paper == "phantom" or (recipe.transfer is None) == ("mrseg train" in recipe.command)
 
 
+def test_a_page_of_no_paper_says_so_and_promises_no_figures():
+    pages = [load_recipe(name) for name in list_recipes() if load_recipe(name).paper == "beyond"]
+    assert pages
+    assert all(page.title.startswith("beyond the papers") and not page.expected for page in pages)
+
+
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_page_survives_writing_and_reading(name, tmp_path):
     recipe = load_recipe(name)
@@ -49,7 +58,9 @@ def test_every_page_survives_writing_and_reading(name, tmp_path):
     assert load_recipe(path) == recipe
 
 
-@pytest.mark.parametrize("name", [n for n in list_recipes() if load_recipe(n).paper != "phantom"])
+@pytest.mark.parametrize(
+    "name", [n for n in list_recipes() if load_recipe(n).paper not in ("phantom", "beyond")]
+)
 def test_expected_figures_are_consistent_with_each_other(name):
     """Jaccard = dice / (2 - dice), in every row that prints both; averages of folds may break it by 0.005."""
     expected = load_recipe(name).expected
@@ -102,7 +113,7 @@ def test_every_page_builds_its_network_and_takes_a_step_that_trains_what_it_says
         (rng.random(shape, np.float32), rng.integers(0, len(recipe.class_names), shape).astype(np.uint8))
         for _ in range(2)
     ]
-    if recipe.transfer is not None and recipe.transfer.mechanism == "none":
+    if recipe.transfer is not None and not recipe.transfer.trains:
         assert "loaded" in account
         return
     batches = build_dataset(scans, recipe.sampling, batch_size=2, augmentation=recipe.augmentation)
@@ -208,6 +219,12 @@ def test_a_page_takes_from_its_base_what_it_does_not_say():
         ({"network": {"builder": "unet", "arguments": {"weight_decay": "1e-3"}}}, ["a number", "1.0e-3"]),
         ({"network": {"builder": "segnet", "arguments": {"filters": 8.0}}}, ["filters is a whole number"]),
         ({"more_sequences": ["T1w"]}, ["Every sequence trains once", "T1w, T1w"]),
+        ({"dark_classes": ["bones"]}, ["dark_classes", "Did you mean 'bone'"]),
+        ({"random_contrasts": -1}, ["random_contrasts", "-1"]),
+        ({"random_contrasts": 2, "transfer": {"mechanism": "statistics"}}, ["to train on", "statistics"]),
+        ({"transfer": {"mechanism": "open", "head": True}}, ["transfer.head", "affine"]),
+        ({"transfer": {"mechanism": "none", "labels_from": "FLAIR"}}, ["labels_from", "trains"]),
+        ({"transfer": {"mechanism": "open", "labels_from": "T1w"}}, ["another sequence", "T1w"]),
     ],
 )
 def test_a_wrong_page_is_one_clear_error(tmp_path, changes, words):
@@ -432,3 +449,159 @@ def test_the_training_mean_is_subtracted_kept_with_the_segmenter_and_handed_on(t
     assert train_recipe(
         carried, t2, tmp_path / "t2", source=segmenter, progress=False
     ).sampling.channel_mean == mean  # fmt: skip
+
+
+def steps(model, recipe):
+    """Two steps on noise; the names of the variables that moved, by whether they are trained."""
+    before = {w.path: keras.ops.convert_to_numpy(w) for w in model.weights}
+    rng = np.random.default_rng(0)
+    images = rng.normal(2, 3, (2, *model.input_shape[1:])).astype(np.float32)
+    labels = rng.integers(0, len(recipe.class_names), images.shape[:-1]).astype(np.uint8)
+    training._compile(model, recipe.training, recipe.loss, recipe.class_names, steps=2)
+    model.run_eagerly = True
+    for _ in range(2):
+        model.train_on_batch(images, labels)
+    trained = {w.path for w in model.trainable_weights}
+    moved = [w for w in model.weights if not np.array_equal(before[w.path], keras.ops.convert_to_numpy(w))]
+    return {w.path for w in moved if w.path in trained}, {w.path for w in moved if w.path not in trained}
+
+
+@pytest.mark.parametrize("base", ["phantom_t1", "phantom_t1_slices"])
+@pytest.mark.parametrize("head", [False, True])
+def test_affine_moves_gamma_and_beta_the_statistics_and_at_most_the_head(base, head):
+    recipe = shrunk(base)
+    source, _ = build_network(recipe)
+    transfer = Transfer("affine", head=head)
+    recipe = dataclasses.replace(recipe, transfer=transfer)
+    model, account = build_network(recipe, source)
+    trained, others = steps(model, recipe)
+    assert {path.split("/")[-1] for path in trained if "head_logits" not in path} == {"gamma", "beta"}
+    assert {path for path in trained if "head_logits" in path} == (
+        {"head_logits/kernel", "head_logits/bias"} if head else set()
+    )
+    assert {path.split("/")[-1] for path in others} == {"moving_mean", "moving_variance"}
+    assert "trainable after" in account
+
+
+def tiny(name, *more):
+    """Options for heads of 16 voxels."""
+    shape = "[16,16,1]" if name.endswith("slices") else "[16,16,16]"
+    return [
+        *SMALL, "training.epochs=1", "training.batch_size=2",
+        f"sampling={{patch_shape: {shape}, overlap: 0.0, patches_per_volume: 2}}",
+        "preprocessing={grid: native, normalization: lcn}", *more,
+    ]  # fmt: skip
+
+
+def unlabelled_pairs(folder, count=2, **options):
+    """Subjects with T1-w and T2-w scans, nobody knows their labels."""
+    manifest = phantom.write_cohort(
+        folder, subjects={"train": count}, sequences=("T1w", "T2w"), shape=(16, 16, 16), ct=False, **options
+    )
+    return read_cases(manifest)
+
+
+@pytest.mark.parametrize("base", ["phantom_t1", "phantom_t1_slices"])
+def test_statistics_need_no_labels_and_move_statistics_alone(tmp_path, base):
+    source = source_of(load_recipe(base, tiny(base)))
+    recipe = load_recipe(base, tiny(base, "sequence=T2w", "transfer={mechanism: statistics}"))
+    cases = unlabelled_pairs(tmp_path / "raw")
+    carried = train_recipe(recipe, cases, tmp_path / "run", source=source, progress=False)
+    old = {w.path: np.array(w) for w in source.model.weights}
+    moved = {w.path.split("/")[-1] for w in carried.model.weights if not np.array_equal(w, old[w.path])}
+    assert moved == {"moving_mean", "moving_variance"}
+    assert "mean moved by" in (tmp_path / "run/transfer.txt").read_text()
+    again = train_recipe(recipe, cases, tmp_path / "run", source=source, progress=False)
+    for one, other in zip(carried.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)  # threads may sum in another order
+
+
+def test_every_other_mechanism_still_demands_labels(tmp_path):
+    recipe = load_recipe("phantom_t2", tiny("phantom_t2"))
+    with pytest.raises(InputError, match="T2w image and its labels"):
+        train_recipe(
+            recipe, unlabelled_pairs(tmp_path / "raw", 1), tmp_path / "run",
+            source=source_of(load_recipe("phantom_t1", tiny("phantom_t1"))), progress=False,
+        )  # fmt: skip
+
+
+def test_random_contrasts_stand_for_every_training_scan_and_come_back_the_same(tmp_path, monkeypatch):
+    seen = recorded_fit(monkeypatch)
+    cases = unlabelled_pairs(tmp_path / "raw", 2, labels=True)
+    cases = [*cases, dataclasses.replace(cases[0], subject="other", split="val")]
+
+    def batches(run, *more):
+        options = tiny("phantom_t1", "random_contrasts=3", "training.batch_size=1", *more)
+        options += ["sampling.patches_per_volume=null"]
+        train_recipe(load_recipe("phantom_t1", options), cases, tmp_path / run, progress=False)
+        return seen["train"], seen["validation"]
+
+    first, validation = batches("a")
+    assert len(first) == 6 and len(validation) == 1
+    again, _ = batches("b")
+    for (x, y), (same_x, same_y) in zip(first, again, strict=True):
+        np.testing.assert_array_equal(x, same_x)
+        np.testing.assert_array_equal(y, same_y)
+    images = [x.tobytes() for x, _ in first]
+    assert len(set(images)) == 6
+    other, _ = batches("c", "training.seed=1")
+    assert not set(images) & {x.tobytes() for x, _ in other}
+
+
+def test_pseudo_labels_come_from_the_source_are_kept_and_train(tmp_path, monkeypatch):
+    seen = recorded_fit(monkeypatch)
+    quality = {"mutual_information_before": 1.0, "mutual_information_after": 1.0}
+    in_place = Registration((), {**quality, "overlap": 1.0, "jacobian_min": 1.0, "jacobian_max": 1.0}, {})
+    monkeypatch.setattr(pseudo_labels, "register", lambda *_, **options: in_place)
+    source = source_of(load_recipe("phantom_t1", tiny("phantom_t1")))
+    source.model.get_layer("head_logits").bias.assign([0.0, 0.0, 100.0])  # says bone everywhere
+    cases = unlabelled_pairs(tmp_path / "raw", 2)
+    cases[1] = dataclasses.replace(cases[1], images={"T2w": cases[1].images["T2w"]})
+    more = ["training.batch_size=1", "transfer={mechanism: open, labels_from: T1w}"]
+    recipe = load_recipe("phantom_t2", tiny("phantom_t2", *more))
+    train_recipe(recipe, cases, tmp_path / "run", source=source, progress=False)
+    made = sorted(path.name for path in (tmp_path / "run/pseudo_labels").iterdir())
+    assert made == ["phantom001_T2w_dseg.json", "phantom001_T2w_dseg.nii.gz"]
+    assert len(seen["train"]) == 2  # two patches of the only subject with a T1-w scan
+    values = np.unique([y for _, y in seen["train"]])
+    assert 2 in values and set(values) <= {2, 255}
+    before = (tmp_path / "run/pseudo_labels" / made[1]).stat().st_mtime_ns
+    train_recipe(recipe, cases, tmp_path / "run", source=source, progress=False)
+    assert (tmp_path / "run/pseudo_labels" / made[1]).stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="T2w image and one of T1w"):
+        train_recipe(recipe, cases[1:], tmp_path / "none", source=source, progress=False)
+
+
+def test_a_recipe_that_keeps_features_ends_with_the_network_of_one_that_does_not(tmp_path):
+    source = source_of(load_recipe("phantom_t1", tiny("phantom_t1")))
+    cases = unlabelled_pairs(tmp_path / "raw", 2, labels=True)
+    options = ["sampling.patches_per_volume=null", "transfer={mechanism: conservative, convs: 0}"]
+    trained = {}
+    for kind in ("none", "float32"):
+        more = [*options, f"training.cache_features={kind}"]
+        trained[kind] = train_recipe(
+            load_recipe("phantom_t2", tiny("phantom_t2", *more)), cases, tmp_path / kind,
+            source=source, progress=False,
+        ).model  # fmt: skip
+    assert [w.path for w in trained["none"].weights] == [w.path for w in trained["float32"].weights]
+    for one, other in zip(*(model.get_weights() for model in trained.values()), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    hybrid(trained["float32"])  # the network is whole: it may be cut and fused again
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [("sampling.patches_per_volume=1", "random patches"), ("augmentation.flip_axes=[0]", "augmentation")],
+)
+def test_where_data_change_features_are_not_kept_and_the_log_says_why(
+    tmp_path, monkeypatch, caplog, option, why
+):
+    recorded_fit(monkeypatch)
+    options = tiny(
+        "phantom_t1", "sampling.patches_per_volume=null", "training.cache_features=float16", option,
+        "training.batch_size=1",
+    )  # fmt: skip
+    cases = unlabelled_pairs(tmp_path / "raw", 1, labels=True)
+    with caplog.at_level("WARNING"):
+        train_recipe(load_recipe("phantom_t1", options), cases, tmp_path / "run", progress=False)
+    assert f"without a cache of features: {why}" in caplog.text

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import logging
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from mrseg import training
 from mrseg._checks import InputError
 from mrseg.data.patches import Sampling
-from mrseg.data.pipeline import build_dataset
+from mrseg.data.pipeline import build_dataset, grid_order
 from mrseg.models.islam2025 import unet
 from mrseg.models.mecheter2023 import se_unet3d
 from mrseg.training import (
@@ -20,6 +21,7 @@ from mrseg.training import (
     EarlyStopping,
     Loss,
     Plateau,
+    SameEveryEpoch,
     Training,
     epochs_done,
     fit,
@@ -125,6 +127,69 @@ def test_a_run_on_kept_features_goes_on_after_a_kill_and_trains_the_network_itse
     for a, b, start in zip(whole, trained(tmp_path / "parts", 2), weights(model()), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.array_equal(a, start) == (a.shape[-1] != 3)  # the head's tensors alone moved
+
+
+def run_on_grid(folder, settings, frozen=("encoder1",), seed=0):
+    """As `run`, with a grid of patches that a cache of features can serve."""
+    grid = Sampling((8, 8, 8), 0.5)
+    scans = examples() + [(image[::-1].copy(), labels[::-1].copy()) for image, labels in examples()]
+    network = model(seed)
+    freeze(network, list(frozen))
+    train = build_dataset(scans, grid, batch_size=4, seed=3, first_epoch=epochs_done(folder))
+    fixed = build_dataset(scans, grid, batch_size=4, shuffle=False)
+    history = fit(
+        network, train, build_dataset(examples(), grid, batch_size=2, shuffle=False), settings,
+        loss=Loss(), class_names=CLASSES, folder=folder, progress=False,
+        same=SameEveryEpoch(fixed, grid_order(scans, grid, seed=3)),
+    )  # fmt: skip
+    return network, history
+
+
+CACHED = {
+    "batch_size": 4, "learning_rate": 1e-2, "plateau": Plateau("val_loss", 0.5, 1), "keep": "val_loss",
+}  # fmt: skip
+
+
+def test_training_with_a_cache_is_training_without_one(tmp_path):
+    plain, history = run_on_grid(tmp_path / "plain", Training(epochs=3, **CACHED))
+    kept, same = run_on_grid(tmp_path / "kept", Training(epochs=3, cache_features="float32", **CACHED))
+    assert [row.keys() for row in same] == [row.keys() for row in history]
+    for one, other in zip(history, same, strict=True):
+        np.testing.assert_allclose(list(one.values()), list(other.values()), atol=1e-4)
+    for a, b, start in zip(weights(plain), weights(kept), weights(model()), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+        assert np.array_equal(b, start) == (b.shape[-1] != 3)  # the head's tensors alone moved
+    assert not (tmp_path / "kept/features").exists()
+    saved = keras.saving.load_model(next((tmp_path / "kept/checkpoint").glob("*.keras")))
+    assert saved.input_shape == plain.input_shape  # the whole network is saved, not its trained part
+
+
+def test_a_killed_run_with_a_cache_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    settings = Training(epochs=3, cache_features="float32", **CACHED)
+    unbroken, history = run_on_grid(tmp_path / "unbroken", settings)
+    save = training._Checkpoint._save
+
+    def dies_in_the_second_epoch(self, finished):
+        if len(self.history) == 2:
+            raise Killed
+        save(self, finished)
+
+    monkeypatch.setattr(training._Checkpoint, "_save", dies_in_the_second_epoch)
+    with pytest.raises(Killed):
+        run_on_grid(tmp_path / "killed", settings)
+    monkeypatch.undo()
+    assert epochs_done(tmp_path / "killed") == 1
+    resumed, resumed_history = run_on_grid(tmp_path / "killed", settings, seed=9)
+    assert resumed_history == history
+    for one, other in zip(weights(unbroken), weights(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_open_network_trains_without_the_cache_it_was_told_to_use_and_says_so(tmp_path, caplog):
+    settings = Training(epochs=1, cache_features="float32", **CACHED)
+    with caplog.at_level(logging.WARNING):
+        _, history = run_on_grid(tmp_path, settings, frozen=())
+    assert "without a cache" in caplog.text and len(history) == 1
 
 
 def test_a_finished_run_trains_no_further(tmp_path):

@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = attach(
         ],
         "normalization": ["histogram_equalization", "lcn", "min_max", "quantile_zscore"],
         "augmentation": ["Augmentation"],
+        "contrast": ["random_contrast"],
         "patches": ["Sampling", "channel_means", "patch_starts"],
         "preprocessing": ["Preprocessing"],
         "pipeline": ["build_dataset", "load_examples"],

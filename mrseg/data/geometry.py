@@ -231,7 +231,7 @@ def head_mask(image: np.ndarray) -> np.ndarray:
     _check_contrast(image)
     # The square root pulls bright fat and fluid in: Otsu's threshold of the raw values cuts dark scalp away.
     root = np.sqrt(np.asarray(image, dtype=np.float32) - np.float32(image.min()))
-    foreground = root > _otsu_threshold(root)
+    foreground = root > otsu_threshold(root)
     components, count = ndimage.label(foreground)
     if count > 1:
         foreground = components == np.bincount(components.ravel())[1:].argmax() + 1
@@ -410,7 +410,7 @@ def _check_contrast(image: np.ndarray) -> None:
         )
 
 
-def _otsu_threshold(values: np.ndarray) -> float:
+def otsu_threshold(values: np.ndarray) -> float:
     """The threshold that maximises the variance between two classes (Otsu 1979, IEEE Trans. SMC 9:62)."""
     counts, edges = np.histogram(values, bins=256)
     centres = (edges[:-1] + edges[1:]) / 2

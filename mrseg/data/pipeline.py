@@ -6,16 +6,19 @@ a resumed run sees the very batches that an unbroken run would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from mrseg._checks import error, positive_ints
+from mrseg._checks import IGNORE_LABEL, error, positive_ints
 from mrseg.data.augmentation import Augmentation
 from mrseg.data.cases import Case
-from mrseg.data.geometry import check_same_grid
+from mrseg.data.contrast import random_contrast
+from mrseg.data.geometry import Volume, check_same_grid
 from mrseg.data.io import read_labels, read_volume
 from mrseg.data.patches import Sampling, cut, cut_input, patch_starts, random_starts
 from mrseg.data.preprocessing import Preprocessing
@@ -35,6 +38,59 @@ def load_example(case: Case, sequence: str, preprocessing: Preprocessing, num_cl
     Raises:
         InputError: the case lacks the sequence or its labels, or the two lie on different grids.
     """
+    image, labels = _read(case, sequence, num_classes)
+    array, affine = preprocessing.image(image)
+    return array, preprocessing.labels(labels, array.shape, affine)
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """Images of random contrast that stand for a scan.
+
+    Attributes:
+        count: of every scan; 0 leaves the scan itself.
+        dark: labels that are dark in most sequences, as in `random_contrast`.
+        seed: image n of a scan follows from seed, subject, sequence and n alone.
+    """
+
+    count: int = 0
+    dark: tuple[int, ...] = ()
+    seed: int = 0
+
+
+def random_contrast_examples(
+    case: Case, sequence: str, preprocessing: Preprocessing, num_classes: int, contrasts: Contrasts
+) -> list[Example]:
+    """Images of random contrast made from one case's labels, on the network's grid.
+
+    They are made on the scan's own grid, which decides the network's grid too; its intensities only tell
+    where a class falls into parts.
+
+    Returns:
+        ``contrasts.count`` pairs, as `load_example` gives them; all have the same labels.
+
+    Raises:
+        InputError: as `load_example`.
+    """
+    image, labels = _read(case, sequence, num_classes)
+    name = [*hashlib.sha256(f"{case.subject} {sequence}".encode()).digest()]
+    made: list[Example] = []
+    for number in range(contrasts.count):
+        rng = np.random.default_rng([contrasts.seed, number, *name])
+        contrast = random_contrast(labels[0], rng, image=image[0], dark=contrasts.dark)
+        array, affine = preprocessing.image((contrast, image[1]), like=image)
+        truth = made[0][1] if made else preprocessing.labels(labels, array.shape, affine)
+        made.append((array, truth))
+    return made
+
+
+def load_image(case: Case, sequence: str, preprocessing: Preprocessing) -> Example:
+    """Reads one scan without labels: the image (x, y, z), and labels that say nothing (255)."""
+    array, _ = preprocessing.image(read_volume(case.images[sequence]))
+    return array, np.full(array.shape, IGNORE_LABEL, np.uint8)
+
+
+def _read(case: Case, sequence: str, num_classes: int) -> tuple[Volume, Volume]:
     image_path, labels_path = case.images.get(sequence), case.labels.get(sequence)
     if image_path is None or labels_path is None:
         missing = "image" if image_path is None else "label map"
@@ -45,8 +101,7 @@ def load_example(case: Case, sequence: str, preprocessing: Preprocessing, num_cl
         )
     image, labels = read_volume(image_path), read_labels(labels_path, num_classes)
     check_same_grid(str(image_path), image, str(labels_path), labels)
-    array, affine = preprocessing.image(image)
-    return array, preprocessing.labels(labels, array.shape, affine)
+    return image, labels
 
 
 def load_examples(
@@ -55,11 +110,21 @@ def load_examples(
     preprocessing: Preprocessing,
     num_classes: int,
     *,
+    contrasts: Contrasts = Contrasts(),
     progress: bool = False,
 ) -> list[Example]:
-    """Reads all cases, with a progress bar if asked for."""
+    """Reads all cases, with a progress bar if asked for.
+
+    With ``contrasts.count``, so many images of random contrast stand for every scan.
+    """
     bar = tqdm(cases, desc=f"reading {sequence}", unit="scan", disable=not progress, leave=False)
-    return [load_example(case, sequence, preprocessing, num_classes) for case in bar]
+    if not contrasts.count:
+        return [load_example(case, sequence, preprocessing, num_classes) for case in bar]
+    return [
+        example
+        for case in bar
+        for example in random_contrast_examples(case, sequence, preprocessing, num_classes, contrasts)
+    ]
 
 
 def build_dataset(
@@ -132,6 +197,33 @@ def build_dataset(
     return dataset.batch(batch_size, drop_remainder=shuffle).prefetch(2)
 
 
+def grid_order(
+    examples: Sequence[Example], sampling: Sampling, *, seed: int = 0
+) -> Callable[[int], np.ndarray]:
+    """Where the patches of a shuffled epoch stand in an epoch that is not shuffled.
+
+    Args:
+        examples: as for `build_dataset`.
+        sampling: without random patches: every epoch holds the same ones.
+        seed: of `build_dataset` with ``shuffle=True``.
+
+    Returns:
+        Number of an epoch -> (patches,) places in the epoch of ``shuffle=False``, in the order of that epoch.
+
+    Raises:
+        InputError: ``sampling`` draws patches at random.
+    """
+    if sampling.patches_per_volume:
+        raise error(
+            "Only the patches of a grid are the same in every epoch.",
+            f"sampling.patches_per_volume {sampling.patches_per_volume}",
+        )
+    grid = _Plan(examples, sampling, False, seed, 0).rows_of(0)
+    place = {tuple(row): i for i, row in enumerate(grid[:, :4].tolist())}
+    plan = _Plan(examples, sampling, True, seed, 0)
+    return lambda epoch: np.array([place[tuple(row)] for row in plan.rows_of(epoch)[:, :4].tolist()])
+
+
 class _Plan:
     """Rows (case, x, y, z, seed, seed) of one epoch after the other."""
 
@@ -148,8 +240,12 @@ class _Plan:
 
     def next_epoch(self) -> np.ndarray:
         """(patches, 6) int32."""
-        rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
+        return self.rows_of(self.epoch - 1)
+
+    def rows_of(self, epoch: int) -> np.ndarray:
+        """(patches, 6) int32 of one epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
         rows = self._rows(rng)
         if self.shuffle:
             rng.shuffle(rows)

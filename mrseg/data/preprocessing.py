@@ -68,17 +68,19 @@ class Preprocessing:
                 )
             positive_ints("preprocessing.shape", self.shape, len(paper))
 
-    def image(self, volume: Volume) -> Volume:
+    def image(self, volume: Volume, *, like: Volume | None = None) -> Volume:
         """Brings a scan onto the network's grid.
 
         Args:
             volume: array (x, y, z) in any orientation, affine.
+            like: another image whose voxels decide where the grid lies (``head``, ``foreground``), say the
+                scan that ``volume`` was made from.
 
         Returns:
             Normalised float32 array on the working grid in RAS+, and that grid's affine.
         """
         canonical = to_canonical(volume)
-        shape, affine = self._working_grid(canonical)
+        shape, affine = self._working_grid(canonical if like is None else to_canonical(like))
         array = _onto(canonical, shape, affine, order=1)
         return NORMALIZATIONS[self.normalization](array.astype(np.float32, copy=False)), affine
 

@@ -21,7 +21,10 @@ from mrseg.training import Loss, Training
 from mrseg.transfer.fusion import FUSIONS
 
 FOLDER = Path(__file__).parent
-MECHANISMS = ("none", "open", "conservative", "hybrid")
+#: Those of mecheter2023, then those beyond the papers.
+MECHANISMS = ("none", "open", "conservative", "hybrid", "affine", "statistics")
+#: These train nothing, so that no label decides anything.
+UNTRAINED = ("none", "statistics")
 
 
 @dataclass(frozen=True)
@@ -43,35 +46,55 @@ class Network:
 
 @dataclass(frozen=True)
 class Transfer:
-    """How a trained network is carried to the recipe's sequence (mecheter2023 section 3.3).
+    """How a trained network is carried to the recipe's sequence (mecheter2023 section 3.3, and beyond).
 
     Attributes:
         mechanism: ``none`` takes the network as it is; ``open`` trains all of it; ``conservative`` trains the
             last ``convs`` convolutions and the head; ``hybrid`` adds a new encoder beside the frozen one.
+            Beyond the papers, ``affine`` trains gamma and beta of every normalisation (the statistics of
+            BatchNormalization follow) and nothing else; ``statistics`` trains nothing and needs no labels: it
+            estimates the statistics of BatchNormalization anew on the training subjects' scans.
         convs: for ``conservative``: a number counted from the output (0: head alone), or ``decoder``.
         fuse: for ``hybrid``: multiply, average, maximum or concat.
         fuse_at: for ``hybrid``: ``all`` levels or the ``bottleneck``.
+        head: for ``affine``: the head trains as well.
+        labels_from: beyond the papers: the labels of the training and validation scans are what the source
+            says on this other sequence of the same subject (`mrseg.pseudo_label`), whatever labels they
+            have. Empty: their own labels.
     """
 
     mechanism: str
     convs: int | str = 0
     fuse: str = "multiply"
     fuse_at: str = "all"
+    head: bool = False
+    labels_from: str = ""
 
     def __post_init__(self) -> None:
         choice("transfer.mechanism", self.mechanism, MECHANISMS)
         choice("transfer.fuse", self.fuse, FUSIONS)
         choice("transfer.fuse_at", self.fuse_at, ("all", "bottleneck"))
+        if self.head and self.mechanism != "affine":
+            raise error("transfer.head belongs to the mechanism affine.", self.mechanism)
+        if self.labels_from and not self.trains:
+            raise error(
+                "transfer.labels_from is for a mechanism that trains.", self.mechanism, "Take mechanism open."
+            )
+
+    @property
+    def trains(self) -> bool:
+        """Whether any weight is trained."""
+        return self.mechanism not in UNTRAINED
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment of one paper, complete but for the scans.
+    """One experiment, of a paper or beyond, complete but for the scans.
 
     Attributes:
         name: of the page, ``mecheter2023_t1``.
         title: one line.
-        paper: key of the paper, or ``phantom``.
+        paper: key of the paper, ``phantom``, or ``beyond`` for what no paper of the five does.
         command: how to run it.
         sequence: MR sequence of the scans, a column of the manifest.
         class_names: name of every label value from 0.
@@ -79,6 +102,11 @@ class Recipe:
         transfer: None trains from scratch.
         more_sequences: scans of these sequences train (and validate) too, where a subject has them: T1-w
             scans as augmentation of T2-w ones (mecheter2023 section 3.3.4). Test scans are of ``sequence``.
+        random_contrasts: so many images of random contrast, made from its labels
+            (`mrseg.data.random_contrast`), take the place of every training scan; 0 trains on the scans
+            themselves. Validation scans stay as they are.
+        dark_classes: for ``random_contrasts``: names of classes that hold what gives no signal in any usual
+            sequence, such as bone.
         subtract_mean: the mean of the training images is subtracted channel by channel (xu2017).
         crf: probabilities are refined by a dense conditional random field (mecheter2020, Table II).
         postprocessing: clean-up of the label maps (xu2017 section 3).
@@ -101,6 +129,8 @@ class Recipe:
     training: Training = Training()
     transfer: Transfer | None = None
     more_sequences: tuple[str, ...] = ()
+    random_contrasts: int = 0
+    dark_classes: tuple[str, ...] = ()
     subtract_mean: bool = False
     crf: bool = False
     postprocessing: Postprocessing = Postprocessing()
@@ -113,6 +143,23 @@ class Recipe:
             raise error(
                 "Every sequence trains once.", ", ".join(self.sequences), "Drop it from more_sequences."
             )
+        for name in self.dark_classes:
+            choice("A name in dark_classes", name, self.class_names)
+        if self.random_contrasts < 0:
+            raise error("random_contrasts is a number of images, from 0.", self.random_contrasts)
+        if self.random_contrasts and not (self.transfer is None or self.transfer.trains):
+            raise error(
+                "random_contrasts are images to train on.",
+                f"the mechanism {self.transfer.mechanism}",
+                "Leave them out.",
+            )
+        if self.transfer and self.transfer.labels_from == self.sequence:
+            raise error("transfer.labels_from is another sequence than the recipe's.", self.sequence)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a training scan without labels is of no use."""
+        return self.transfer is None or self.transfer.mechanism != "statistics"
 
     @property
     def sequences(self) -> tuple[str, ...]:

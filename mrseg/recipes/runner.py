@@ -15,22 +15,29 @@ from typing import Any
 import keras
 import numpy as np
 import yaml
+from tqdm import tqdm
 
 import mrseg
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
+from mrseg.data.augmentation import Augmentation
 from mrseg.data.cases import Case, check_splits, write_cases
 from mrseg.data.patches import Sampling, channel_means
-from mrseg.data.pipeline import Example, build_dataset, load_examples
+from mrseg.data.pipeline import Contrasts, Example, build_dataset, grid_order, load_examples, load_image
 from mrseg.models.builders import BUILDERS
+from mrseg.pseudo_labels import plan, pseudo_label
 from mrseg.recipes.loader import Recipe
 from mrseg.segmenter import Segmenter, subject_digest, trained_on
-from mrseg.training import epochs_done, fit, precision
-from mrseg.transfer.freezing import train_all, train_last
+from mrseg.training import SameEveryEpoch, epochs_done, fit, precision
+from mrseg.transfer.freezing import train_all, train_last, train_norms
 from mrseg.transfer.fusion import hybrid
+from mrseg.transfer.listing import text_table
+from mrseg.transfer.statistics import adapt_statistics
 from mrseg.transfer.weights import load_weights
 
 log = logging.getLogger(__name__)
+
+PSEUDO_LABELS = "pseudo_labels"
 
 
 def build_network(recipe: Recipe, source: keras.Model | None = None) -> tuple[keras.Model, str]:
@@ -47,9 +54,7 @@ def build_network(recipe: Recipe, source: keras.Model | None = None) -> tuple[ke
     Raises:
         InputError: a transfer without source or a source without transfer; weights that do not fit.
     """
-    if (recipe.transfer is None) != (source is None):
-        needs = "needs a trained network to start from" if recipe.transfer else "trains from scratch"
-        raise error(f"Recipe {recipe.name} {needs}.", "none" if source is None else source.name)
+    _check_start(recipe, source)
     with precision(recipe.training.precision):
         model = BUILDERS[recipe.network.builder](
             recipe.sampling.input_shape, len(recipe.class_names), **recipe.network.arguments
@@ -64,6 +69,8 @@ def build_network(recipe: Recipe, source: keras.Model | None = None) -> tuple[ke
             account.append(str(train_all(model)))
         elif recipe.transfer.mechanism == "conservative":
             account.append(str(train_last(model, recipe.transfer.convs)))
+        elif recipe.transfer.mechanism == "affine":
+            account.append(str(train_norms(model, head=recipe.transfer.head)))
     return model, "\n\n".join(account)
 
 
@@ -80,9 +87,10 @@ def train_recipe(
 
     Args:
         recipe: the experiment.
-        cases: subjects with images and labels; those of the split ``test`` are not touched.
-        output: folder for ``segmenter/``, ``recipe.yaml``, ``cohort.tsv``, ``log.csv``, ``checkpoint/`` and
-            ``transfer.txt``.
+        cases: subjects with images and labels (without labels where the recipe needs none: mechanism
+            ``statistics``, ``labels_from``); those of the split ``test`` are not touched.
+        output: folder for ``segmenter/``, ``recipe.yaml``, ``cohort.tsv``, ``log.csv``, ``checkpoint/``,
+            ``transfer.txt`` and, with ``labels_from``, ``pseudo_labels/``.
         source: trained segmenter whose network is carried over, for recipes with ``transfer``.
         loggers: ``tensorboard``, ``wandb``.
         progress: show bars.
@@ -95,19 +103,27 @@ def train_recipe(
             readers raise.
     """
     output = writable_folder(output)
-    train, validation = _split(recipe, cases)
+    _check_start(recipe, source.model if source else None)
     _check_source(recipe, source, cases)
+    train, validation = _split(recipe, _with_pseudo_labels(recipe, cases, output))
     _claim(recipe, [*train, *validation], source, output)
+    if source is not None and recipe.transfer is not None and recipe.transfer.labels_from:
+        pseudo_label(
+            source, [*train, *validation], output / PSEUDO_LABELS, sequence=recipe.sequence,
+            labels_from=recipe.transfer.labels_from, seed=recipe.training.seed, progress=progress,
+        )  # fmt: skip
     keras.utils.set_random_seed(recipe.training.seed)
     model, account = build_network(recipe, source.model if source else None)
-    if account:
-        with atomic_file(output / "transfer.txt") as path:
-            path.write_text(account + "\n")
     sampling = recipe.sampling
     if source is not None:
         # The scans of the new sequence are centred as those the network was trained on.
         sampling = dataclasses.replace(sampling, channel_mean=source.sampling.channel_mean)
-    if recipe.transfer is None or recipe.transfer.mechanism != "none":
+    if recipe.transfer is not None and recipe.transfer.mechanism == "statistics":
+        account += "\n\n" + _adapt(recipe, sampling, model, train, progress)
+    if account:
+        with atomic_file(output / "transfer.txt") as path:
+            path.write_text(account + "\n")
+    if recipe.transfer is None or recipe.transfer.trains:
         sampling = _fit(recipe, sampling, model, train, validation, output, loggers, progress)
     segmenter = Segmenter(
         model=model,
@@ -120,7 +136,9 @@ def train_recipe(
         provenance=_provenance(recipe, train, validation, source),
     )
     segmenter.save(output / "segmenter")
-    return segmenter
+    # Training on kept features leaves the layers of the network in two graphs; read back, they are in one.
+    cached = recipe.training.cache_features != "none"
+    return Segmenter.load(output / "segmenter") if cached else segmenter
 
 
 def _fit(
@@ -135,16 +153,23 @@ def _fit(
 ) -> Sampling:
     """Trains ``model`` and returns the sampling it was trained with, its channel means filled in."""
 
-    def examples(cases: Sequence[Case]) -> list[Example]:
+    settings = recipe.training
+
+    def examples(cases: Sequence[Case], contrasts: Contrasts) -> list[Example]:
         found: list[Example] = []
         for sequence in recipe.sequences:
-            having = [case for case in cases if sequence in case.images and sequence in case.labels]
             found += load_examples(
-                having, sequence, recipe.preprocessing, len(recipe.class_names), progress=progress
+                _having(recipe, cases, sequence),
+                sequence,
+                recipe.preprocessing,
+                len(recipe.class_names),
+                contrasts=contrasts,
+                progress=progress,
             )
         return found
 
-    settings, scans = recipe.training, examples(train)
+    dark = tuple(recipe.class_names.index(name) for name in recipe.dark_classes)
+    scans = examples(train, Contrasts(recipe.random_contrasts, dark, settings.seed))
     if recipe.subtract_mean and not sampling.channel_mean:
         means = channel_means([image for image, _ in scans], sampling)
         sampling = dataclasses.replace(sampling, channel_mean=means)
@@ -158,7 +183,9 @@ def _fit(
     )
     checks = None
     if validation:
-        checks = build_dataset(examples(validation), sampling, batch_size=settings.batch_size, shuffle=False)
+        checks = build_dataset(
+            examples(validation, Contrasts()), sampling, batch_size=settings.batch_size, shuffle=False
+        )
     fit(
         model,
         batches,
@@ -167,10 +194,60 @@ def _fit(
         loss=recipe.loss,
         class_names=recipe.class_names,
         folder=output,
+        same=_same_every_epoch(recipe, sampling, scans),
         loggers=loggers,
         progress=progress,
     )
     return sampling
+
+
+def _same_every_epoch(recipe: Recipe, sampling: Sampling, scans: Sequence[Example]) -> SameEveryEpoch | None:
+    """The training data for a cache of features; None, and a word in the log, where no cache can serve."""
+    settings = recipe.training
+    if settings.cache_features == "none":
+        return None
+    random = "augmentation" if recipe.augmentation != Augmentation() else ""
+    random = random or ("random patches" if sampling.patches_per_volume else "")
+    if random:
+        log.warning("Training without a cache of features: %s differ from epoch to epoch.", random)
+        return None
+    data = build_dataset(scans, sampling, batch_size=settings.batch_size, shuffle=False)
+    return SameEveryEpoch(data, grid_order(scans, sampling, seed=settings.seed))
+
+
+def _adapt(
+    recipe: Recipe, sampling: Sampling, model: keras.Model, train: Sequence[Case], progress: bool
+) -> str:
+    """Estimates the statistics of ``model`` anew on one epoch of the training scans; says how far they moved.
+
+    The patches are those of the first epoch of a training, without augmentation.
+    """
+    scans = [
+        load_image(case, sequence, recipe.preprocessing)
+        for sequence in recipe.sequences
+        for case in tqdm(
+            _having(recipe, train, sequence), desc=f"reading {sequence}", disable=not progress, leave=False
+        )
+    ]
+    settings = recipe.training
+    batches = build_dataset(scans, sampling, batch_size=settings.batch_size, seed=settings.seed)
+    moved = adapt_statistics(model, (images for images, _ in batches))
+    rows = [(name, f"{distance:.3f}") for name, distance in moved.items()]
+    return text_table(("statistics of", "mean moved by (old standard deviations)"), rows)
+
+
+def _with_pseudo_labels(recipe: Recipe, cases: Sequence[Case], output: Path) -> Sequence[Case]:
+    """The cases with the labels that the recipe trains on, made or still to be made."""
+    if recipe.transfer is None or not recipe.transfer.labels_from:
+        return cases
+    return plan(
+        cases, output / PSEUDO_LABELS, sequence=recipe.sequence, labels_from=recipe.transfer.labels_from
+    )
+
+
+def _having(recipe: Recipe, cases: Sequence[Case], sequence: str) -> list[Case]:
+    """The cases whose scan of ``sequence`` the recipe can use."""
+    return [c for c in cases if sequence in c.images and (sequence in c.labels or not recipe.needs_labels)]
 
 
 def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
@@ -181,7 +258,7 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
         if subject not in names:
             raise error("validation_subjects are subjects of the split 'train'.", subject)
     aside = set(recipe.validation_subjects)
-    usable = [c for c in cases if any(s in c.images and s in c.labels for s in recipe.sequences)]
+    usable = [c for c in cases if any(_having(recipe, [c], sequence) for sequence in recipe.sequences)]
     train = [case for case in usable if case.split == "train" and case.subject not in aside]
     validation = [
         dataclasses.replace(case, split="val")
@@ -198,17 +275,29 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
     )
     if left_out:
         log.warning(
-            "%d cases with a %s image have no labels for it and are left out of training",
+            "%d cases with a %s image have no %s and are left out of training",
             left_out,
             " or ".join(recipe.sequences),
+            f"{recipe.transfer.labels_from} image to label it by"
+            if recipe.transfer and recipe.transfer.labels_from
+            else "labels for it",
         )
-    if not any(recipe.sequence in case.images and recipe.sequence in case.labels for case in train):
+    if not _having(recipe, train, recipe.sequence):
+        source = recipe.transfer.labels_from if recipe.transfer else ""
+        besides = f" and one of {source}" if source else " and its labels" if recipe.needs_labels else ""
+        remedy = f"The column {recipe.sequence} of the manifest names the images"
         raise error(
-            f"Training needs at least one case with a {recipe.sequence} image and its labels.",
+            f"Training needs at least one case with a {recipe.sequence} image{besides}.",
             f"{len(names)} subjects of the split 'train'",
-            f"The column {recipe.sequence} of the manifest names the images; `mrseg prepare` makes labels.",
+            remedy + ("." if source or not recipe.needs_labels else "; `mrseg prepare` makes labels."),
         )
     return train, validation
+
+
+def _check_start(recipe: Recipe, source: keras.Model | None) -> None:
+    if (recipe.transfer is None) != (source is None):
+        needs = "needs a trained network to start from" if recipe.transfer else "trains from scratch"
+        raise error(f"Recipe {recipe.name} {needs}.", "none" if source is None else source.name)
 
 
 def _check_source(recipe: Recipe, source: Segmenter | None, cases: Sequence[Case]) -> None:
@@ -236,10 +325,9 @@ def _claim(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None, outp
     """Writes what this run is; refuses to go on with one of another recipe, other cases or another source."""
     page = yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True)
     files = [
-        [c.subject, c.split, c.images[sequence].name, c.labels[sequence].name]
-        for c in cases
+        [c.subject, c.split, c.images[sequence].name, c.labels[sequence].name if sequence in c.labels else ""]
         for sequence in recipe.sequences
-        if sequence in c.images and sequence in c.labels
+        for c in _having(recipe, cases, sequence)
     ]
     run = {
         "recipe": page,

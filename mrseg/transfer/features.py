@@ -5,12 +5,14 @@ While a frozen prefix meets the same images in every epoch, it computes the same
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import functools
 import itertools
 import logging
 import shutil
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +39,30 @@ _MARK = "features.txt"  # says that a folder is a cache and may be replaced
 
 @dataclass(frozen=True)
 class _Stored:
-    """One array on disk: rows of one shape, one after the other."""
+    """One array on disk: rows of one shape, one after the other, and the checksum of them all."""
 
     file: Path
     stored: str
     read_as: str
     shape: tuple[int, ...]
+    crc32: int = 0
+
+    def check(self) -> None:
+        """Raises InputError unless the file holds what was written."""
+        total = 0
+        try:
+            with open(self.file, "rb") as file:
+                while block := file.read(1 << 22):
+                    total = zlib.crc32(block, total)
+        except FileNotFoundError:
+            raise self._spoilt("missing") from None
+        if total != self.crc32:
+            raise self._spoilt("changed or cut short")
+
+    def _spoilt(self, how: str) -> _checks.InputError:
+        return _checks.error(
+            "Features are read back as they were written.", f"{self.file}, {how}", "Compute them again."
+        )
 
     def rows(self) -> np.ndarray:
         return np.memmap(self.file, dtype=self.stored, mode="r").reshape(-1, *self.shape)
@@ -66,8 +86,21 @@ class CachedFeatures:
     _arrays: tuple[_Stored, ...]
     _structure: Any
 
+    @functools.cached_property
+    def _checked(self) -> tuple[_Stored, ...]:
+        """The arrays, once every file was read and its checksum compared."""
+        for array in self._arrays:
+            array.check()
+        return self._arrays
+
     def dataset(
-        self, batch_size: int | None = None, *, seed: int | None = None, first_epoch: int = 0
+        self,
+        batch_size: int | None = None,
+        *,
+        seed: int | None = None,
+        first_epoch: int = 0,
+        order: Callable[[int], np.ndarray] | None = None,
+        drop_remainder: bool = False,
     ) -> tf.data.Dataset:
         """Batches ((features, ...), labels) for ``fit`` of the cut's suffix, read from disk when needed.
 
@@ -76,18 +109,25 @@ class CachedFeatures:
             seed: shuffles the cases anew in every epoch; None keeps the order in which they came, hence the
                 same batches in every epoch.
             first_epoch: of a resumed run, so that its order is that of an uninterrupted one.
+            order: number of an epoch -> numbers of all cases in its order, instead of ``seed``.
+            drop_remainder: leave out a last smaller batch of an epoch.
+
+        Raises:
+            InputError: a file is not what was written; checked once, at the first call.
         """
         import tensorflow as tf
 
         size = batch_size or self.batch_size
         _checks.positive_ints("batch_size", (size,), 1)
-        arrays = [array.rows() for array in self._arrays]
+        arrays = [array.rows() for array in self._checked]
         types = [array.read_as for array in self._arrays]
         epoch = iter(range(first_epoch, 2**31))
 
-        def order() -> np.ndarray:
-            rows = np.arange(self.count, dtype=np.int64)
+        def next_order() -> np.ndarray:
             number = next(epoch)
+            if order is not None:
+                return np.asarray(order(number), np.int64)
+            rows = np.arange(self.count, dtype=np.int64)
             return rows if seed is None else np.random.default_rng((seed, number)).permutation(rows)
 
         def read(rows: np.ndarray) -> list[np.ndarray]:
@@ -107,11 +147,15 @@ class CachedFeatures:
             return tree.pack_sequence_as(self._structure, flat)
 
         def next_epoch(_: tf.Tensor) -> tf.data.Dataset:
-            rows = tf.numpy_function(order, (), tf.int64)
-            return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, (self.count,))).batch(size)
+            rows = tf.data.Dataset.from_tensor_slices(
+                tf.ensure_shape(tf.numpy_function(next_order, (), tf.int64), (self.count,))
+            )
+            return rows.batch(size, drop_remainder=drop_remainder)
+
+        steps = self.count // size if drop_remainder else -(-self.count // size)
 
         batches = tf.data.Dataset.range(1).flat_map(next_epoch)
-        batches = batches.apply(tf.data.experimental.assert_cardinality(-(-self.count // size)))
+        batches = batches.apply(tf.data.experimental.assert_cardinality(steps))
         batches = batches.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)
         # There is nothing to tune here; with the tuner on, short epochs were seen to end in steps of 0.16,
         # 0.32, 0.64, ... s, and without it not.
@@ -241,6 +285,7 @@ class _Writer:
     def __init__(self, cut: Cut, folder: Path, precision: str):
         self.cut, self.folder, self.precision = cut, folder, precision
         self.arrays: list[_Stored] = []
+        self.checksums: dict[str, int] = {}
         self.structure: Any = None
         self.count = self.batch_size = self.bytes = 0
 
@@ -286,15 +331,20 @@ class _Writer:
             raise _checks.error(
                 "All batches have cases of one shape.", f"{value.shape[1:]} and {array.shape}"
             )
+        content = kept.tobytes()
         with open(array.file, "ab") as file:
-            file.write(kept.tobytes())  # tofile would hide why a write failed
+            file.write(content)  # tofile would hide why a write failed
+        self.checksums[array.file.name] = zlib.crc32(content, self.checksums.get(array.file.name, 0))
         self.bytes += kept.nbytes
 
     def finish(self, folder: Path) -> CachedFeatures:
         if not self.count:
             raise _checks.error("Features are computed of at least one batch.", "no batch")
         (self.folder / _MARK).write_text(f"{self.count} cases of features of {self.cut.suffix.name}\n")
-        arrays = tuple(_Stored(folder / a.file.name, a.stored, a.read_as, a.shape) for a in self.arrays)
+        arrays = tuple(
+            dataclasses.replace(a, file=folder / a.file.name, crc32=self.checksums[a.file.name])
+            for a in self.arrays
+        )
         return CachedFeatures(folder, self.count, self.batch_size, self.bytes, arrays, self.structure)
 
 

@@ -151,19 +151,28 @@ def train_all(model: keras.Model, *, norms: str = "follow") -> FreezeReport:
     return freeze(model, [], norms=norms)
 
 
-def train_norms(model: keras.Model) -> FreezeReport:
+def train_norms(model: keras.Model, *, head: bool = False) -> FreezeReport:
     """Trains gamma and beta of every normalisation and nothing else; BatchNormalization's statistics move.
+
+    Args:
+        model: network named by the scheme of :func:`~mrseg.transfer.grouping.groups`; changed in place.
+        head: the head trains as well.
+
+    Returns:
+        The groups with their trainable parameters before and after.
 
     Raises:
         InputError: the network has no normalisation of its own.
     """
-    groups(model)  # refuses a network whose layers are not named by their stages
+    table = groups(model)
     norms = [layer.name for layer in model.layers if isinstance(layer, _NORM_LAYERS)]
     own = {name for name in norms if not is_adapted(name)}
     if not own:
         raise _checks.error(
             "train_norms trains a network that normalises.", f"{model.name!r}, which does not"
         )
+    if head:
+        own |= {name for group in table if group.name == HEAD for name in group.layers}
     return _train_only(model, own, "silent", "follow")
 
 

@@ -10,7 +10,14 @@ from mrseg.data.augmentation import Augmentation
 from mrseg.data.cases import Case
 from mrseg.data.io import write_labels, write_volume
 from mrseg.data.patches import Sampling
-from mrseg.data.pipeline import build_dataset, load_example
+from mrseg.data.pipeline import (
+    Contrasts,
+    build_dataset,
+    grid_order,
+    load_example,
+    load_image,
+    random_contrast_examples,
+)
 from mrseg.data.preprocessing import Preprocessing
 
 NATIVE = Preprocessing(normalization="min_max")
@@ -56,6 +63,18 @@ def test_the_same_seed_repeats_and_every_epoch_differs():
     np.testing.assert_array_equal(first, twice(1)[0])
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, twice(2)[0])
+
+
+def test_the_order_of_the_grid_tells_where_each_patch_of_a_shuffled_epoch_stands():
+    sampling = Sampling((4, 6, 4))
+    fixed, _ = epoch(build_dataset(examples(), sampling, batch_size=2, shuffle=False))
+    shuffled = build_dataset(examples(), sampling, batch_size=2, seed=5)
+    order = grid_order(examples(), sampling, seed=5)
+    for number in range(3):
+        np.testing.assert_array_equal(epoch(shuffled)[0], fixed[order(number)])
+    assert not np.array_equal(order(0), order(1))
+    with pytest.raises(InputError, match="patches_per_volume 4"):
+        grid_order(examples(), Sampling((4, 6, 4), 0.5, 4))
 
 
 def test_a_resumed_run_sees_the_batches_of_an_unbroken_one():
@@ -104,6 +123,28 @@ def test_image_and_labels_on_two_grids_are_refused_with_the_distance_in_mm(tmp_p
     case = on_disk(tmp_path, np.eye(4), moved)
     with pytest.raises(InputError, match=r"i\.nii\.gz.*l\.nii\.gz.*5 mm"):
         load_example(case, "T1w", NATIVE, 3)
+
+
+@pytest.mark.parametrize("grid", ["native", "foreground"])
+def test_images_of_random_contrast_lie_on_the_scans_own_grid_with_its_labels(tmp_path, grid):
+    image = np.zeros((14, 12, 10), np.float32)
+    image[3:11, 2:9, 4:8] = np.random.default_rng(0).uniform(40, 60, (8, 7, 4))
+    labels = (image > 0).astype(np.uint8)
+    write_volume(tmp_path / "i.nii.gz", image, np.eye(4))
+    write_labels(tmp_path / "l.nii.gz", labels, np.eye(4), ("air", "soft"), {})
+    case = Case("s1", {"T1w": tmp_path / "i.nii.gz"}, None, {"T1w": tmp_path / "l.nii.gz"})
+    preprocessing = Preprocessing(grid=grid, normalization="min_max")
+    real, truth = load_example(case, "T1w", preprocessing, 2)
+    made = random_contrast_examples(case, "T1w", preprocessing, 2, Contrasts(2, seed=4))
+    for one, same in made:
+        assert one.shape == real.shape and one.dtype == np.float32
+        np.testing.assert_array_equal(same, truth)
+    assert not np.array_equal(made[0][0], made[1][0])
+    (first,) = random_contrast_examples(case, "T1w", preprocessing, 2, Contrasts(1, seed=4))
+    np.testing.assert_array_equal(first[0], made[0][0])  # image 0 does not depend on how many there are
+    unlabelled, unknown = load_image(case, "T1w", preprocessing)
+    np.testing.assert_array_equal(unlabelled, real)
+    assert unknown.shape == real.shape and (unknown == 255).all()
 
 
 def test_labels_outside_the_table_are_refused_with_the_file(tmp_path):

@@ -139,6 +139,36 @@ def test_kept_rows_are_the_features_of_their_cases(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_the_caller_may_order_every_epoch_and_leave_out_its_last_smaller_batch(tmp_path):
+    model = unet_last(0)
+    x, _ = arrays(model, 5)
+    data = tf.data.Dataset.from_tensor_slices((x, np.arange(5))).batch(2)
+    with cache_features(find_cut(model), data, tmp_path / "cache") as cached:
+        turned = cached.dataset(
+            first_epoch=3, order=lambda epoch: np.roll(np.arange(5), epoch), drop_remainder=True
+        )
+        read = [[int(y) for _, labels in turned for y in labels] for _ in range(2)]
+    assert read == [[2, 3, 4, 0], [1, 2, 3, 4]]  # epochs 3 and 4 without their last case
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "another row", "gone"])
+def test_a_file_that_is_not_what_was_written_is_refused(damage, tmp_path):
+    model = unet_last(0)
+    with cache_features(find_cut(model), batches(model), tmp_path / "cache") as cached:
+        file = tmp_path / "cache/0.bin"
+        content = bytearray(file.read_bytes())
+        row = len(content) // 5
+        if damage == "a flipped bit":
+            content[len(content) // 2] ^= 1
+        elif damage == "cut short":
+            del content[-row:]
+        elif damage == "another row":
+            content[:row], content[row : 2 * row] = content[row : 2 * row], content[:row]
+        file.unlink() if damage == "gone" else file.write_bytes(content)
+        with pytest.raises(InputError, match=r"as they were written.*0\.bin"):
+            cached.dataset()
+
+
 def test_half_precision_rounds_to_11_bits_in_half_the_space(tmp_path):
     model = unet_last(0)
     cut, data = find_cut(model), batches(model)
