@@ -175,6 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
     evaluate.add_argument("--sequence", help="default: the segmenter's own")
+    evaluate.add_argument(
+        "--seen-too", action="store_true",
+        help="score test subjects that it was trained on as well; the page says so",
+    )  # fmt: skip
     evaluate.add_argument("--distances", action="store_true", help="add Hausdorff, HD95 and ASSD in mm")
     evaluate.add_argument(
         "--plane", default="axial", choices=("axial", "coronal", "sagittal"),
@@ -379,7 +383,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         distances=options.distances,
         plane=options.plane,
         other=other,
-        seen_too=options.split != "test",
+        seen_too=options.seen_too or options.split != "test",
     )
     print(f"\n{text}\n\nreport: {options.output / 'report.html'}")
 

@@ -79,13 +79,15 @@ def evaluate(
         raise error(
             "A segmenter is scored on subjects that it was not trained on.",
             f"{', '.join(seen[:5])} among the cases",
-            "Leave them out, or pass seen_too=True and say so beside the figures.",
+            "Leave them out, or say seen_too=True (--seen-too) and tell so beside the figures.",
         )
     for case in cases:
         if sequence not in case.images or sequence not in case.labels:
             raise error(
                 f"Subject {case.subject} needs a {sequence} image with labels to be scored.",
                 f"images {sorted(case.images)}, labels {sorted(case.labels)}",
+                "Leave the case out of the split, or name another sequence; `mrseg prepare` makes labels from "
+                "CT.",
             )
     rows: list[Row] = []
     for case in tqdm(cases, desc=f"scoring {sequence}", unit="scan", disable=not progress, leave=False):

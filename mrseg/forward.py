@@ -85,7 +85,7 @@ def for_volume(model: keras.Model, shape: Sequence[int]) -> keras.Model:
     raise error(
         "A whole volume at once needs a network that can be built at any size.",
         f"{model.name} at {tuple(shape)}: {reason}",
-        "Predict in patches (extent='patch').",
+        "Predict in patches: extent='patch', or without --whole.",
     )
 
 

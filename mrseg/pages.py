@@ -27,7 +27,7 @@ from mrseg.score_tables import (
     summary_table,
     volume_table,
 )
-from mrseg.segmenter import Segmenter, subject_digest
+from mrseg.segmenter import Segmenter, subject_digest, trained_on
 from mrseg.summaries import SUBJECTS, summarize, volumes, whole_rows
 
 #: Metrics of the table on the terminal; the page shows all.
@@ -154,7 +154,7 @@ def write_evaluation(
         title=f"{sequence}: {', '.join(segmenter.class_names)}",
         summary=(_verdict(whole_rows(rows), cases),),
         sections=sections,
-        notice=notice,
+        notice=" ".join(filter(None, [notice, _seen(segmenter, cases)])),
         provenance=provenance or segmenter.provenance,
     )
     short = [row for row in summary if row["metric"] in _IN_SHORT]
@@ -180,6 +180,13 @@ def _verdict(rows: Sequence[Row], cases: Sequence[Case]) -> str:
         f"Mean Dice {mean_dice(rows):.3f} over the classes but the first, and over {subjects} subjects "
         f"of the split {' and '.join(splits) or 'without name'}."
     )
+
+
+def _seen(segmenter: Segmenter, cases: Sequence[Case]) -> str:
+    seen = trained_on(segmenter, cases)
+    if not seen:
+        return ""
+    return f"Of the {len(cases)} subjects scored, {len(seen)} were trained on: the figures flatter the segmenter."
 
 
 class _Spool:

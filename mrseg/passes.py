@@ -69,13 +69,13 @@ class Inference:
             raise error(
                 "The variance over mirrors needs mirror_axes, and no dropout besides.",
                 f"mirror_axes={axes}, dropout_samples={self.dropout_samples}",
-                "Pass mirror_axes=(0,).",
+                "Take no dropout samples." if axes else "Name mirror_axes=(0,), --mirror.",
             )
         if self.uncertainty == "dropout" and (self.dropout_samples < 2 or axes):
             raise error(
                 "The variance over dropout needs dropout_samples of 2 or more, and no mirrors besides.",
                 f"dropout_samples={self.dropout_samples}, mirror_axes={axes}",
-                "Pass dropout_samples=20.",
+                "Leave the mirrors out." if axes else "Take 20: dropout_samples=20, --dropout-samples 20.",
             )
 
     @property

@@ -111,7 +111,7 @@ def predict_cohort(
     """
     sequence = sequence or segmenter.sequence
     if not sequence:
-        raise error("The scans' sequence must be known.", "none", "Pass sequence, say T2w.")
+        raise error("The scans' sequence must be known.", "none", "Name it: sequence='T2w', --sequence T2w.")
     scans, unknown = find_scans(data, sequence)
     segmenter.check(inference)
     output = writable_folder(output)

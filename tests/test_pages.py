@@ -19,6 +19,7 @@ from mrseg.data.cases import Case
 from mrseg.data.io import write_labels, write_volume
 from mrseg.formats import write_csv
 from mrseg.pages import mean_dice, write_evaluation
+from mrseg.segmenter import subject_digest
 
 NAMES = ("air", "soft", "bone")
 FILES = ("layout", "metrics", "subjects", "comparison", "confusion", "volumes")
@@ -157,6 +158,16 @@ def test_a_mean_dice_leaves_the_first_class_and_undefined_values_out():
     ]
     assert mean_dice(rows) == 0.5
     assert math.isnan(mean_dice(rows[:1]))
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_figures_of_subjects_that_were_trained_on_are_marked_on_the_page(cohort, tmp_path, seen):
+    cases, truths = cohort
+    segmenter = Blurred(truths, 0.05)
+    segmenter.provenance = {"source": {"subject_digests": [subject_digest(cases[1])] if seen else []}}
+    write_evaluation(segmenter, cases, tmp_path, seen_too=True, progress=False)
+    page = (tmp_path / "report.html").read_text()
+    assert ("Of the 3 subjects scored, 1 were trained on" in page) == seen
 
 
 class Blind(Blurred):

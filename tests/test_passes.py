@@ -114,9 +114,10 @@ def test_dropout_samples_are_so_many_passes():
         ({"mirror_axes": (3,)}, "different axes"),
         ({"dropout_samples": -1}, "0 or more"),
         ({"batch_size": 0}, "1 or more"),
-        ({"uncertainty": "mirror"}, "mirror_axes"),
-        ({"uncertainty": "dropout", "dropout_samples": 1}, "2 or more"),
-        ({"uncertainty": "dropout", "dropout_samples": 5, "mirror_axes": (0,)}, "no mirrors"),
+        ({"uncertainty": "mirror"}, "--mirror"),
+        ({"uncertainty": "mirror", "mirror_axes": (0,), "dropout_samples": 3}, "Take no dropout samples"),
+        ({"uncertainty": "dropout", "dropout_samples": 1}, "2 or more.*--dropout-samples 20"),
+        ({"uncertainty": "dropout", "dropout_samples": 5, "mirror_axes": (0,)}, "no mirrors.*Leave the mirr"),
     ],
 )
 def test_impossible_settings_are_refused(bad, words):
