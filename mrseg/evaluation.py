@@ -86,8 +86,7 @@ def evaluate(
             raise error(
                 f"Subject {case.subject} needs a {sequence} image with labels to be scored.",
                 f"images {sorted(case.images)}, labels {sorted(case.labels)}",
-                "Leave the case out of the split, or name another sequence; `mrseg prepare` makes labels from "
-                "CT.",
+                "Leave the case out of the split, or name another sequence; `mrseg prepare` makes labels.",
             )
     rows: list[Row] = []
     for case in tqdm(cases, desc=f"scoring {sequence}", unit="scan", disable=not progress, leave=False):

@@ -90,6 +90,6 @@ def _baseline(baseline: Sequence[int], timepoints: int) -> list[int]:
         raise error(
             f"baseline names different time points of the series, 0 to {timepoints - 1}.",
             list(baseline),
-            "Name those after the signal has settled and before the bolus, say 3 to 8: range(3, 9), --baseline 3-8.",
+            "Name those after the signal has settled and before the bolus, say range(3, 9), --baseline 3-8.",
         )
     return points
