@@ -195,7 +195,7 @@ def memory_mb(
     channels = num_classes + inference.variance
     padded = [max(size, patch) for size, patch in zip(grid_shape, sampling.patch_shape, strict=True)]
     axis = slab_axis(padded, sampling.patch_shape)
-    planes = slab_planes(grid_shape, sampling, inference)
+    planes = slab_planes(grid_shape, sampling)
     kept = voxels * (1 + 4 * bool(inference.uncertainty) + 4 * num_classes * bool(probabilities))
     plane = working // grid_shape[axis]
     native_plane = voxels // canonical_grid(native)[0][axis]

@@ -186,7 +186,7 @@ def _seen(segmenter: Segmenter, cases: Sequence[Case]) -> str:
     seen = trained_on(segmenter, cases)
     if not seen:
         return ""
-    return f"Of the {len(cases)} subjects scored, {len(seen)} were trained on: the figures flatter the segmenter."
+    return f"Of the {len(cases)} subjects scored, {len(seen)} were trained on: the figures flatter."
 
 
 class _Spool:
