@@ -167,6 +167,12 @@ def score_slices(
         Overlap as in `score` but the volume difference, with ``slice`` counted from 0. A class that a slice
         holds neither in truth nor in prediction is NaN there.
     """
+    choice("axis", axis, (0, 1, 2))
+    if np.ndim(labels_true) != 3 or np.shape(labels_true) != np.shape(labels_pred):
+        raise error(
+            "Truth and prediction are volumes (x, y, z) on one grid.",
+            f"shapes {np.shape(labels_true)} and {np.shape(labels_pred)}",
+        )
     rows = []
     slices = zip(*(np.moveaxis(labels, axis, 0) for labels in (labels_true, labels_pred)), strict=True)
     for number, (true, pred) in enumerate(slices):

@@ -152,9 +152,11 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
             does not make 1; where all are 0 nothing is known, and the entropy is 1.
 
     Returns:
-        (...) float32 in [0, 1].
+        (...) float32 in [0, 1]; 0 where there is one class alone.
     """
     classes = probabilities.shape[-1]
+    if classes == 1:
+        return np.zeros(probabilities.shape[:-1], np.float32)
     total = probabilities.sum(-1)
     # -sum(q log q) with q = p / t is log(t) - sum(p log p) / t.
     weighted = np.zeros_like(total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -58,16 +59,18 @@ class Inference:
     def __post_init__(self) -> None:
         if self.overlap is not None:
             check_overlap(self.overlap)
+        axes = self.mirror_axes
+        if not isinstance(axes, tuple | list) or len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
+            raise error("inference.mirror_axes are different axes of 0, 1, 2.", repr(axes))
+        object.__setattr__(self, "mirror_axes", tuple(axes))
+        for name, least in (("dropout_samples", 0), ("seed", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if (value is not None or name != "batch_size") and (not whole or value < least):
+                raise error(f"inference.{name} is a whole number, {least} or more.", repr(value))
         choice("inference.blending", self.blending, BLENDINGS)
         choice("inference.extent", self.extent, EXTENTS)
         choice("inference.uncertainty", self.uncertainty, (None, *UNCERTAINTIES))
-        axes = self.mirror_axes
-        if len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
-            raise error("inference.mirror_axes are different axes of 0, 1, 2.", axes)
-        if self.dropout_samples < 0:
-            raise error("inference.dropout_samples is a number of passes, 0 or more.", self.dropout_samples)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise error("inference.batch_size is 1 or more.", self.batch_size)
         if self.uncertainty == "mirror" and (not axes or self.dropout_samples):
             raise error(
                 "The variance over mirrors needs mirror_axes, and no dropout besides.",
