@@ -148,6 +148,8 @@ def write_evaluation(
         curves = learning_curves({"training": log}, metric="loss", title="Learning curve")
         sections.append(Section("Training", (Picture("Loss by epoch.", to_svg(curves)),)))
     sections.append(Section("Cases", tuple(pictures)))
+    for kind in (".csv", ".tex"):  # of an evaluation before, which would not be this one's
+        (output / "tables" / "comparison").with_suffix(kind).unlink(missing_ok=True)
     write_tables(made, output / "tables")
     write_report(
         output / "report.html",

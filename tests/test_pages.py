@@ -160,6 +160,17 @@ def test_a_mean_dice_leaves_the_first_class_and_undefined_values_out():
     assert math.isnan(mean_dice(rows[:1]))
 
 
+def test_the_comparison_of_an_evaluation_before_does_not_stay(cohort, tmp_path):
+    (case, *_), truths = cohort
+    other = tmp_path / "other.csv"
+    rows, _ = write_evaluation(Blurred(truths, 0.05), [case], tmp_path / "out", progress=False)
+    write_csv([row for row in rows if not row.get("plane")], other)
+    for given in (other, None):
+        write_evaluation(Blurred(truths, 0.05), [case], tmp_path / "out", other=given, progress=False)
+        assert len(list((tmp_path / "out/tables").glob("comparison.*"))) == 2 * bool(given)
+        assert ("paired by subject" in (tmp_path / "out/report.html").read_text()) == bool(given)
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_figures_of_subjects_that_were_trained_on_are_marked_on_the_page(cohort, tmp_path, seen):
     cases, truths = cohort
