@@ -74,7 +74,10 @@ def mu_from_labels(
         array([0.   , 0.096, 0.151,   nan], dtype=float32)
     """
     labels = np.asarray(labels)
-    table = np.asarray(mu_per_cm, np.float32)
+    try:
+        table = np.asarray(mu_per_cm, np.float32)
+    except (TypeError, ValueError):
+        table = np.empty(0, np.float32)
     if table.ndim != 1 or not table.size or not (np.isfinite(table) & (table >= 0)).all():
         raise error("mu_per_cm is one coefficient per class in 1/cm, from 0.", mu_per_cm)
     if labels.dtype.kind not in "biu":
@@ -85,7 +88,7 @@ def mu_from_labels(
         raise error(
             f"Labels are below {len(table)}, the number of coefficients, or {IGNORE_LABEL}.",
             unknown[:5].tolist(),
-            "Give mu_per_cm one coefficient per class of the label map.",
+            "Give one per class of the label map: mu_per_cm=(0, 0.096, ...), --mu-per-cm 0 0.096 ...",
         )
     mu = table[np.where(unjudged, 0, labels).astype(np.intp)]
     return np.where(unjudged, np.float32(ignore_mu_per_cm), mu)
@@ -98,7 +101,8 @@ def mu_from_hu(ct_hu: np.ndarray, *, tube_kvp: int = 120) -> np.ndarray:
     water and bone: a lower slope, which depends on the tube voltage.
 
     Args:
-        ct_hu: any shape, Hounsfield units. NaN and padding (below -1024 HU) lie outside the field of view.
+        ct_hu: any shape, Hounsfield units. NaN, infinity and padding (below -1024 HU) lie outside the field
+            of view.
         tube_kvp: one of ``BONE_LINES``; the DICOM tag KVP (0018,0060). Other voltages are not interpolated.
 
     Returns:
@@ -123,7 +127,8 @@ def mu_from_hu(ct_hu: np.ndarray, *, tube_kvp: int = 120) -> np.ndarray:
             WATER_SLOPE_PER_CM * above_air,
             line.slope_per_cm * above_air + line.offset_per_cm,
         )
-        mu = np.where(above_air < CT_PADDING_BELOW_HU + 1000.0, np.nan, np.maximum(mu, 0.0))
+        unseen = (above_air < CT_PADDING_BELOW_HU + 1000.0) | np.isinf(above_air)
+        mu = np.where(unseen, np.nan, np.maximum(mu, 0.0))
     return mu.astype(np.float32)
 
 

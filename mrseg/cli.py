@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mrseg import __version__
-from mrseg._checks import InputError, error
+from mrseg._checks import InputError, error, existing_folder
 from mrseg.commands import add_commands
 from mrseg.study_commands import add_study_commands
 
@@ -178,6 +178,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
     evaluate.add_argument("--sequence", help="default: the segmenter's own")
+    evaluate.add_argument(
+        "--seen-too", action="store_true",
+        help="score test subjects that it was trained on as well; the page says so",
+    )  # fmt: skip
     evaluate.add_argument("--distances", action="store_true", help="add Hausdorff, HD95 and ASSD in mm")
     evaluate.add_argument(
         "--plane", default="axial", choices=("axial", "coronal", "sagittal"),
@@ -187,12 +191,20 @@ def _parser() -> argparse.ArgumentParser:
         "--compare", type=Path, metavar="OTHER/scores.csv",
         help="test against another method, scored on the same subjects",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--test", choices=("wilcoxon", "permutation"), help="with --compare (default: wilcoxon)"
+    )
+    evaluate.add_argument(
+        "--names", nargs=2, metavar=("THIS", "OTHER"),
+        help="with --compare: what to call both (default: the ends of their folders' paths)",
+    )  # fmt: skip
 
     recipes = command("recipes", _recipes, "list the recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this one")
 
     weights = command("weights", _weights, "list trained weights, import or export them", WEIGHTS)
     weights.add_argument("name", nargs="?", help="print the card of these (or import under this name)")
+    weights.add_argument("--full", action="store_true", help="print the whole card, as JSON")
     moves = weights.add_mutually_exclusive_group()
     moves.add_argument("--import", dest="source", type=Path, metavar="PATH", help="segmenter folder or .zip")
     moves.add_argument("--export", dest="archive", type=Path, metavar="ZIP", help="pack the named weights")
@@ -242,6 +254,7 @@ T1-w heads come with mrseg. Nothing is ever downloaded.
 
   mrseg weights                                           list
   mrseg weights phantom_t1_unet                           the card: data, recipe, licence, figures
+  mrseg weights phantom_t1_unet --full                    all of it, as JSON
   mrseg weights ward7_t1 --import runs/t1/segmenter       keep a trained segmenter under a name
   mrseg weights ward7_t1 --export ward7_t1.zip            pack it to hand on
   mrseg weights ward7_t1 --import ward7_t1.zip            on the other machine
@@ -359,9 +372,16 @@ def _predict(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> None:
     from mrseg.data.cases import select
     from mrseg.data.datasets import read_cohort
+    from mrseg.opponent import Opponent
     from mrseg.pages import write_evaluation
     from mrseg.segmenter import Segmenter
 
+    other = None
+    if options.compare:
+        names = tuple(options.names) if options.names else None
+        other = Opponent(options.compare, names, options.test or "wilcoxon")
+    elif options.test or options.names:
+        raise error("--test and --names belong to --compare.", options.test or " ".join(options.names))
     cases = select(read_cohort(options.data), options.split)
     _, text = write_evaluation(
         Segmenter.load(options.segmenter),
@@ -370,8 +390,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         sequence=options.sequence,
         distances=options.distances,
         plane=options.plane,
-        other=options.compare,
-        seen_too=options.split != "test",
+        other=other,
+        seen_too=options.seen_too or options.split != "test",
     )
     print(f"\n{text}\n\nreport: {options.output / 'report.html'}")
 
@@ -380,11 +400,13 @@ def _weights(options: argparse.Namespace) -> None:
     import json
 
     from mrseg import store
+    from mrseg.cards import card_lines
     from mrseg.formats import to_text
-    from mrseg.segmenter import Segmenter
     from mrseg.tables import table
 
     if options.source:
+        from mrseg.segmenter import Segmenter
+
         stored = store.import_weights(options.source, options.name or "", check=Segmenter.load)
         print(f"stored: {stored.name} in {stored.folder}")
     elif options.archive:
@@ -392,7 +414,13 @@ def _weights(options: argparse.Namespace) -> None:
             raise error("--export needs the name of the weights.", "none", "See `mrseg weights`.")
         print(f"archive: {store.export_weights(options.name, options.archive)}")
     elif options.name:
-        print(json.dumps(store.read_card(store.find(options.name)), indent=2, ensure_ascii=False))
+        folder = existing_folder(store.find(options.name))
+        card = store.read_card(folder)
+        print(
+            json.dumps(card, indent=2, ensure_ascii=False)
+            if options.full
+            else "\n".join(card_lines(folder, card))
+        )
     else:
         rows = [
             {

@@ -79,13 +79,14 @@ def evaluate(
         raise error(
             "A segmenter is scored on subjects that it was not trained on.",
             f"{', '.join(seen[:5])} among the cases",
-            "Leave them out, or pass seen_too=True and say so beside the figures.",
+            "Leave them out, or say seen_too=True (--seen-too) and tell so beside the figures.",
         )
     for case in cases:
         if sequence not in case.images or sequence not in case.labels:
             raise error(
                 f"Subject {case.subject} needs a {sequence} image with labels to be scored.",
                 f"images {sorted(case.images)}, labels {sorted(case.labels)}",
+                "Leave the case out of the split, or name another sequence; `mrseg prepare` makes labels.",
             )
     rows: list[Row] = []
     for case in tqdm(cases, desc=f"scoring {sequence}", unit="scan", disable=not progress, leave=False):
@@ -166,6 +167,12 @@ def score_slices(
         Overlap as in `score` but the volume difference, with ``slice`` counted from 0. A class that a slice
         holds neither in truth nor in prediction is NaN there.
     """
+    choice("axis", axis, (0, 1, 2))
+    if np.ndim(labels_true) != 3 or np.shape(labels_true) != np.shape(labels_pred):
+        raise error(
+            "Truth and prediction are volumes (x, y, z) on one grid.",
+            f"shapes {np.shape(labels_true)} and {np.shape(labels_pred)}",
+        )
     rows = []
     slices = zip(*(np.moveaxis(labels, axis, 0) for labels in (labels_true, labels_pred)), strict=True)
     for number, (true, pred) in enumerate(slices):

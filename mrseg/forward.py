@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from mrseg._checks import error
+from mrseg.models.quiet import set_quiet
 from mrseg.passes import Forward
 
 _DROPOUTS = (keras.layers.Dropout, keras.layers.GaussianDropout, keras.layers.AlphaDropout)
@@ -84,7 +85,7 @@ def for_volume(model: keras.Model, shape: Sequence[int]) -> keras.Model:
     raise error(
         "A whole volume at once needs a network that can be built at any size.",
         f"{model.name} at {tuple(shape)}: {reason}",
-        "Predict in patches (extent='patch').",
+        "Predict in patches: extent='patch', or without --whole.",
     )
 
 
@@ -132,7 +133,8 @@ class AlwaysDropout(keras.layers.Layer):
 def with_dropout(model: keras.Model) -> tuple[keras.Model, Callable[[int], None]]:
     """The same network, weights copied, whose dropout layers drop at prediction; the others stay as they are.
 
-    BatchNormalization keeps its moving statistics, since the copy is called with ``training=False``.
+    Those of frozen groups drop too, though they are silent while the rest trains. BatchNormalization keeps
+    its moving statistics, since the copy is called with ``training=False``.
 
     Args:
         model: functional network.
@@ -153,7 +155,9 @@ def with_dropout(model: keras.Model) -> tuple[keras.Model, Callable[[int], None]
         config = layer.get_config()
         if not isinstance(layer, _DROPOUTS) or not layer.rate:
             return type(layer).from_config(config)
-        made.append(AlwaysDropout(type(layer).from_config(config), name=layer.name))
+        dropout = type(layer).from_config(config)
+        set_quiet(dropout, False)  # a frozen group's dropout says as much about the answer as any other
+        made.append(AlwaysDropout(dropout, name=layer.name))
         return made[-1]
 
     copied = keras.models.clone_model(model, clone_function=clone, recursive=True)

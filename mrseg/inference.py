@@ -8,7 +8,7 @@ later patch can touch are finished, handed on and freed::
                              [patch 3      ]
                ^^^^^^^ finished once patch 1 is done
 
-so that the probabilities held at any time are about a patch thick, however long the volume is.
+so that the probabilities held at any time are a patch thick, however long the volume is.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ def predict_slabs(
         for a in range(3)
     ]
     channels = num_classes + inference.variance
-    depth = _depth(starts[:, axis], batch_size, sampling.patch_shape[axis])
-    # Long rows are added fast: slices lie one behind the other, all else as it comes from the network.
+    depth = sampling.patch_shape[axis]
+    # Long rows are added fast: slices lie one behind the other, all else as it comes from the network. With
+    # slabs along the last axis a row of patches is one piece of memory, since the buffer is as deep as they.
     order = [axis, *(a for a in range(3) if a != axis)] if sampling.patch_shape[axis] == 1 else [0, 1, 2]
     size = [depth if a == axis else padded.shape[a] for a in order]
     buffer = np.zeros((*size, channels), np.float32)
@@ -93,16 +94,16 @@ def predict_slabs(
         if first < last:
             own = tuple(slice(first, last) if a == axis else inside[a] for a in range(3))
             yield Slab(axis, base + first - inside[axis].start, in_ras[own])
-        _shift(buffer, order.index(axis), planes)
 
     batches = range(0, len(starts), batch_size)
     for begin in tqdm(batches, desc="patches", unit="batch", disable=not progress, leave=False):
         some = starts[begin : begin + batch_size]
-        if some[0][axis] > base:
-            yield from finished(some[0][axis] - base)
-            base = int(some[0][axis])
         answers = ask(forward, padded, some, sampling, inference, num_classes, batch_size)
         for start, answer in zip(some, answers, strict=True):
+            if start[axis] > base:
+                yield from finished(int(start[axis]) - base)
+                _shift(buffer, order.index(axis), int(start[axis]) - base)
+                base = int(start[axis])
             corner = [start[a] - base if a == axis else start[a] for a in order]
             share = [shares[a][int(start[a])] for a in order]
             _add(buffer, corner, answer.transpose(*order, 3), share)
@@ -133,9 +134,12 @@ def predict_probabilities(
 
 
 def slab_axis(shape: Sequence[int], patch_shape: Sequence[int]) -> int:
-    """The axis along which a patch is thinnest in relation to the volume, which makes the slabs smallest."""
+    """The axis along which a patch is thinnest in relation to the volume, which makes the slabs smallest.
+
+    Of equals the last, along which blending is fastest.
+    """
     shares = [min(1.0, patch / size) for patch, size in zip(patch_shape, shape, strict=True)]
-    return shares.index(min(shares))
+    return 2 - shares[::-1].index(min(shares))
 
 
 def working_mb(
@@ -155,7 +159,7 @@ def working_mb(
     batch_size = inference.batch_size or BATCH_SIZE
     channels = num_classes + inference.variance
     plane = math.prod(shape) // shape[axis] * channels
-    depth = slab_planes(shape, sampling, inference)
+    depth = slab_planes(shape, sampling)
     patch = math.prod(sampling.patch_shape)
     # The last answer and this one; of several passes also first, total, squares, difference and mean.
     answers = (7 if inference.several else 2) * num_classes + channels
@@ -171,12 +175,10 @@ def whole(sampling: Sampling, sizes: Sequence[int]) -> Sampling:
     return dataclasses.replace(sampling, patch_shape=(x, y, z), overlap=0.0)
 
 
-def slab_planes(shape: Sequence[int], sampling: Sampling, inference: Inference = DEFAULT) -> int:
+def slab_planes(shape: Sequence[int], sampling: Sampling) -> int:
     """Planes of the thickest slab that `predict_slabs` can yield for an image of ``shape``."""
     shape = [max(size, patch) for size, patch in zip(shape, sampling.patch_shape, strict=True)]
-    starts, batch_size = _starts(shape, sampling, inference)
-    axis = slab_axis(shape, sampling.patch_shape)
-    return _depth(starts[:, axis], batch_size, sampling.patch_shape[axis])
+    return sampling.patch_shape[slab_axis(shape, sampling.patch_shape)]
 
 
 def _starts(shape: Sequence[int], sampling: Sampling, inference: Inference) -> tuple[np.ndarray, int]:
@@ -185,14 +187,6 @@ def _starts(shape: Sequence[int], sampling: Sampling, inference: Inference) -> t
     starts = patch_starts(shape, sampling.patch_shape, overlap)
     order = np.argsort(starts[:, slab_axis(shape, sampling.patch_shape)], kind="stable")
     return starts[order], inference.batch_size or BATCH_SIZE
-
-
-def _depth(firsts: np.ndarray, batch_size: int, thickness: int) -> int:
-    """Planes that the patches of one batch touch at most."""
-    return max(
-        int(some[-1] - some[0]) + thickness
-        for some in (firsts[i : i + batch_size] for i in range(0, len(firsts), batch_size))
-    )
 
 
 def _add(buffer: np.ndarray, corner: Sequence[int], patch: np.ndarray, shares: Sequence[np.ndarray]) -> None:
@@ -204,8 +198,8 @@ def _add(buffer: np.ndarray, corner: Sequence[int], patch: np.ndarray, shares: S
     weighted = np.empty_like(in_plane)
     for plane, share in enumerate(shares[0]):
         np.multiply(patch[plane].reshape(rows, -1), in_plane, out=weighted)
-        weighted *= share
-        target[plane] += weighted
+        np.multiply(weighted, share, out=weighted)
+        np.add(target[plane], weighted, out=target[plane])
 
 
 def _shift(buffer: np.ndarray, place: int, planes: int) -> None:
@@ -217,10 +211,11 @@ def _shift(buffer: np.ndarray, place: int, planes: int) -> None:
         for i in range(len(buffer)):
             buffer[i] = buffer[i + planes] if i + planes < len(buffer) else 0
         return
-    for part in buffer:
-        along = np.moveaxis(part, place - 1, 0)
-        along[:-planes] = along[planes:]
-        along[-planes:] = 0
+    rows = buffer.reshape(*buffer.shape[:2], -1)  # the last two axes are one piece of memory
+    moved = planes if place == 1 else planes * buffer.shape[3]
+    for part in rows if place == 1 else rows.swapaxes(1, 2):
+        part[:-moved] = part[moved:]
+        part[-moved:] = 0
 
 
 def _profile(size: int, blending: str) -> np.ndarray:

@@ -152,9 +152,11 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
             does not make 1; where all are 0 nothing is known, and the entropy is 1.
 
     Returns:
-        (...) float32 in [0, 1].
+        (...) float32 in [0, 1]; 0 where there is one class alone.
     """
     classes = probabilities.shape[-1]
+    if classes == 1:
+        return np.zeros(probabilities.shape[:-1], np.float32)
     total = probabilities.sum(-1)
     # -sum(q log q) with q = p / t is log(t) - sum(p log p) / t.
     weighted = np.zeros_like(total)
@@ -195,7 +197,7 @@ def memory_mb(
     channels = num_classes + inference.variance
     padded = [max(size, patch) for size, patch in zip(grid_shape, sampling.patch_shape, strict=True)]
     axis = slab_axis(padded, sampling.patch_shape)
-    planes = slab_planes(grid_shape, sampling, inference)
+    planes = slab_planes(grid_shape, sampling)
     kept = voxels * (1 + 4 * bool(inference.uncertainty) + 4 * num_classes * bool(probabilities))
     plane = working // grid_shape[axis]
     native_plane = voxels // canonical_grid(native)[0][axis]

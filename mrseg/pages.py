@@ -15,33 +15,21 @@ from mrseg.data.geometry import to_canonical, voxel_sizes
 from mrseg.data.io import read_labels, read_volume
 from mrseg.evaluation import Row, evaluate
 from mrseg.formats import to_text, write_csv, write_tables
+from mrseg.opponent import Opponent
 from mrseg.pictures import View, comparison, to_png
 from mrseg.plots import bland_altman, dot_plot, learning_curves
 from mrseg.report import Details, Picture, Section, write_report
 from mrseg.score_tables import (
     PRINTED,
-    comparison_table,
     confusion_table,
     layout_table,
     subject_table,
     summary_table,
     volume_table,
 )
-from mrseg.segmenter import Segmenter, subject_digest
-from mrseg.summaries import (
-    SUBJECTS,
-    check_same_subjects,
-    compare,
-    read_rows,
-    summarize,
-    volumes,
-    whole_rows,
-)
-from mrseg.tables import Table
+from mrseg.segmenter import Segmenter, subject_digest, trained_on
+from mrseg.summaries import SUBJECTS, summarize, volumes, whole_rows
 from mrseg.theme import to_svg
-
-#: Metrics that are tested between two methods, where both have them.
-_COMPARED = ("dice", "hd95_mm", "assd_mm")
 
 #: Metrics of the table on the terminal; the page shows all.
 _IN_SHORT = (*PRINTED, "hd95_mm", "assd_mm")
@@ -74,7 +62,7 @@ def write_evaluation(
     sequence: str | None = None,
     distances: bool = False,
     plane: str = "axial",
-    other: str | Path | None = None,
+    other: str | Path | Opponent | None = None,
     seen_too: bool = False,
     log: Path | None = None,
     notice: str = "",
@@ -89,7 +77,7 @@ def write_evaluation(
     Args:
         segmenter, cases, sequence, distances, plane, seen_too, progress: as `mrseg.evaluate` takes them.
         output: folder.
-        other: ``scores.csv`` of another method on the same subjects, to be compared with.
+        other: another method on the same subjects, to be compared with, or its ``scores.csv``.
         log: CSV log of the training, for its curves.
         notice: what a reader must know before the figures.
         provenance: shown folded at the end.
@@ -102,9 +90,10 @@ def write_evaluation(
     """
     output = writable_folder(output)
     sequence = sequence or segmenter.sequence
-    rows_other = None if other is None else read_rows(other)
-    if rows_other is not None:  # before minutes of prediction
-        check_same_subjects([case.subject for case in cases], [row["subject"] for row in rows_other])
+    opponent = Opponent(other) if isinstance(other, str | Path) else other
+    rows_other: list[Row] = []
+    if opponent is not None:  # before minutes of prediction
+        rows_other = opponent.read([case.subject for case in cases], output)
     with tempfile.TemporaryDirectory() as spool:
         predictions = _Spool(Path(spool))
         rows = evaluate(
@@ -153,48 +142,27 @@ def write_evaluation(
             ),
         ),
     ]
-    if other is not None and rows_other is not None:
-        names = _method_names(output, Path(other))
-        made["comparison"], both = _comparison(whole_rows(rows), rows_other, names)
+    if opponent is not None:
+        made["comparison"], both = opponent.compared(whole_rows(rows), rows_other, output)
         sections.insert(1, Section("Comparison", (made["comparison"], both)))
     if log is not None and log.exists():
         curves = learning_curves({"training": log}, metric="loss", title="Learning curve")
         sections.append(Section("Training", (Picture("Loss by epoch.", to_svg(curves)),)))
     sections.append(Section("Cases", tuple(pictures)))
+    for kind in (".csv", ".tex"):  # of an evaluation before, which would not be this one's
+        (output / "tables" / "comparison").with_suffix(kind).unlink(missing_ok=True)
     write_tables(made, output / "tables")
     write_report(
         output / "report.html",
         title=f"{sequence}: {', '.join(segmenter.class_names)}",
         summary=(_verdict(whole_rows(rows), cases),),
         sections=sections,
-        notice=notice,
+        notice=" ".join(filter(None, [notice, _seen(segmenter, cases)])),
         provenance=provenance or segmenter.provenance,
     )
     short = [row for row in summary if row["metric"] in _IN_SHORT]
     shown = [summary_table(short, caption=f"{what}."), *(made[name] for name in made if name == "comparison")]
     return rows, "\n\n".join(map(to_text, shown))
-
-
-def _comparison(
-    rows: Sequence[Row], rows_other: Sequence[Row], names: tuple[str, str]
-) -> tuple[Table, Picture]:
-    """The paired tests, and the subjects of both methods."""
-    shared = {row["metric"] for row in rows} & {row["metric"] for row in rows_other}
-    metrics = [metric for metric in _COMPARED if metric in shared] or ["dice"]
-    tested = comparison_table(compare(rows, rows_other, metrics=metrics), names=names)
-    both = [
-        {**row, "method": name}
-        for name, of_one in zip(names, (rows, rows_other), strict=True)
-        for row in of_one
-    ]
-    dots = dot_plot(both, by="method", title="Dice of every subject")
-    return tested, Picture("Every dot is a subject.", to_svg(dots))
-
-
-def _method_names(output: Path, other: Path) -> tuple[str, str]:
-    """Names of two evaluations: their folders', told apart where they are the same."""
-    this, that = output.resolve().name, other.resolve().parent.name
-    return (this, that) if this != that else (f"{this} (this)", f"{that} (other)")
 
 
 def mean_dice(rows: Sequence[Row], subject: str | None = None) -> float:
@@ -215,6 +183,13 @@ def _verdict(rows: Sequence[Row], cases: Sequence[Case]) -> str:
         f"Mean Dice {mean_dice(rows):.3f} over the classes but the first, and over {subjects} subjects "
         f"of the split {' and '.join(splits) or 'without name'}."
     )
+
+
+def _seen(segmenter: Segmenter, cases: Sequence[Case]) -> str:
+    seen = trained_on(segmenter, cases)
+    if not seen:
+        return ""
+    return f"Of the {len(cases)} subjects scored, {len(seen)} were trained on: the figures flatter."
 
 
 class _Spool:

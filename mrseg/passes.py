@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ EXTENTS = ("patch", "whole")
 UNCERTAINTIES = ("entropy", "mirror", "dropout")
 BATCH_SIZE = 2
 _TOLERANCE = 1e-3  # of probabilities around [0, 1]: bfloat16 keeps 8 bits
+# Read as whole numbers, float32 from 0 up are in their order, and NaN, infinity and all below 0 come after 1:
+# one look at every value instead of two.
+_LARGEST_BITS = np.float32(1 + _TOLERANCE).view(np.uint32)
 
 
 @dataclass(frozen=True)
@@ -55,27 +59,29 @@ class Inference:
     def __post_init__(self) -> None:
         if self.overlap is not None:
             check_overlap(self.overlap)
+        axes = self.mirror_axes
+        if not isinstance(axes, tuple | list) or len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
+            raise error("inference.mirror_axes are different axes of 0, 1, 2.", repr(axes))
+        object.__setattr__(self, "mirror_axes", tuple(axes))
+        for name, least in (("dropout_samples", 0), ("seed", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if (value is not None or name != "batch_size") and (not whole or value < least):
+                raise error(f"inference.{name} is a whole number, {least} or more.", repr(value))
         choice("inference.blending", self.blending, BLENDINGS)
         choice("inference.extent", self.extent, EXTENTS)
         choice("inference.uncertainty", self.uncertainty, (None, *UNCERTAINTIES))
-        axes = self.mirror_axes
-        if len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
-            raise error("inference.mirror_axes are different axes of 0, 1, 2.", axes)
-        if self.dropout_samples < 0:
-            raise error("inference.dropout_samples is a number of passes, 0 or more.", self.dropout_samples)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise error("inference.batch_size is 1 or more.", self.batch_size)
         if self.uncertainty == "mirror" and (not axes or self.dropout_samples):
             raise error(
                 "The variance over mirrors needs mirror_axes, and no dropout besides.",
                 f"mirror_axes={axes}, dropout_samples={self.dropout_samples}",
-                "Pass mirror_axes=(0,).",
+                "Take no dropout samples." if axes else "Name mirror_axes=(0,), --mirror.",
             )
         if self.uncertainty == "dropout" and (self.dropout_samples < 2 or axes):
             raise error(
                 "The variance over dropout needs dropout_samples of 2 or more, and no mirrors besides.",
                 f"dropout_samples={self.dropout_samples}, mirror_axes={axes}",
-                "Pass dropout_samples=20.",
+                "Leave the mirrors out." if axes else "Take 20: dropout_samples=20, --dropout-samples 20.",
             )
 
     @property
@@ -125,7 +131,8 @@ def ask(
     Raises:
         InputError: an answer of another shape, NaN, or values outside [0, 1].
     """
-    batch = np.zeros((batch_size, *sampling.input_shape), np.float32)
+    batch = np.empty((batch_size, *sampling.input_shape), np.float32)
+    batch[len(starts) :] = 0
     for place, start in enumerate(starts):
         batch[place] = cut_input(image, start, sampling)
     mean = np.array(sampling.channel_mean or (0.0,), np.float32)
@@ -178,6 +185,8 @@ def _checked(output: np.ndarray, shape: tuple[int, ...], rows: int) -> np.ndarra
             "A network answers with one channel a class on its patch.", output.shape, f"Wanted: {shape}."
         )
     output = output[:rows]
+    if output.dtype == np.float32 and output.view(np.uint32).max() <= _LARGEST_BITS:
+        return output
     low, high = output.min(), output.max()
     if not (math.isfinite(low) and math.isfinite(high)):
         raise error(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +61,8 @@ def region_curve(
         )
     if mask.dtype != bool or not mask.any():
         raise error("mask is of dtype bool and true somewhere.", f"{mask.dtype}, {int(mask.sum())} voxels")
-    if not (0 < te_ms < math.inf and 0 < interval_s < math.inf):
+    times = (te_ms, interval_s)
+    if not all(isinstance(time, numbers.Real) and 0 < time < math.inf for time in times):
         raise error("te_ms and interval_s are above 0 (ms, s).", f"{te_ms} and {interval_s}")
     points = _baseline(baseline, series.shape[3])
     inside = series[mask].astype(np.float64)  # (voxels, t)
@@ -85,11 +88,17 @@ def region_curve(
 
 
 def _baseline(baseline: Sequence[int], timepoints: int) -> list[int]:
-    points = [int(t) for t in baseline]
-    if not points or len(set(points)) < len(points) or not all(0 <= t < timepoints for t in points):
+    points = list(baseline) if isinstance(baseline, Sequence | np.ndarray) else []
+    whole = all(isinstance(t, numbers.Integral) for t in points)
+    if (
+        not whole
+        or not points
+        or len(set(points)) < len(points)
+        or not all(0 <= t < timepoints for t in points)
+    ):
         raise error(
             f"baseline names different time points of the series, 0 to {timepoints - 1}.",
-            list(baseline),
-            "Name those after the signal has settled and before the bolus, e.g. range(3, 9).",
+            baseline if points == [] else textwrap.shorten(", ".join(map(str, points)), 60),
+            "Name those after the signal has settled and before the bolus, say range(3, 9), --baseline 3-8.",
         )
-    return points
+    return [int(t) for t in points]

@@ -7,6 +7,7 @@ never change, and have no say in what a removed voxel becomes.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,10 @@ class Postprocessing:
 
     def __post_init__(self) -> None:
         for name in ("largest_component", "min_volume_mm3", "fill_holes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
+            value = getattr(self, name)
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise error(f"postprocessing.{name} is a sequence of numbers.", repr(value))
+            object.__setattr__(self, name, tuple(value))  # JSON has lists
         _check_stray(self.slice_axis, self.min_area_mm2, self.min_overlap)
         _check_classes("postprocessing.largest_component", self.largest_component)
         _check_classes("postprocessing.fill_holes", self.fill_holes)
@@ -346,5 +350,5 @@ def _check_classes(name: str, classes: Sequence[int]) -> None:
 def _check_volumes(volumes: Mapping[int, float]) -> None:
     _check_classes("min_volume_mm3", list(volumes))
     for label, volume in volumes.items():
-        if not 0 <= volume < math.inf:
+        if not isinstance(volume, numbers.Real) or not 0 <= volume < math.inf:
             raise error("min_volume_mm3 is a finite volume in mm^3, from 0.", f"{volume} for class {label}")

@@ -66,11 +66,10 @@ def predict_scan(
     """
     output = nifti_path(output)
     writable_folder(output.parent)
-    if output.resolve() == Path(scan).resolve():
-        raise error("The label map is another file than the scan.", output)
-    volume = read_volume(scan)
     files = _files(output, inference, probabilities)
     files["picture"] = picture or files["picture"]
+    _check_apart(files, Path(scan))
+    volume = read_volume(scan)
     origin = {"input": Path(scan).name, **_origin(segmenter, inference)}
     _write(segmenter, volume, files, inference, origin, title=Path(scan).name, progress=progress)
     return files
@@ -111,7 +110,7 @@ def predict_cohort(
     """
     sequence = sequence or segmenter.sequence
     if not sequence:
-        raise error("The scans' sequence must be known.", "none", "Pass sequence, say T2w.")
+        raise error("The scans' sequence must be known.", "none", "Name it: sequence='T2w', --sequence T2w.")
     scans, unknown = find_scans(data, sequence)
     segmenter.check(inference)
     output = writable_folder(output)
@@ -197,6 +196,18 @@ def _files(labels: Path, inference: Inference, probabilities: bool) -> dict[str,
         source = base.removesuffix("_desc-mrseg")
         files["uncertainty"] = labels.with_name(f"{source}_desc-uncertainty_{inference.uncertainty}.nii.gz")
     return files
+
+
+def _check_apart(files: Mapping[str, Path], scan: Path) -> None:
+    """Refuses outputs that would replace the scan or each other, share its sidecar, or be no picture."""
+    if files["picture"].suffix.lower() != ".png":
+        raise error("The picture is written as .png.", files["picture"])
+    for what, path in files.items():
+        if path.resolve() == scan.resolve() or (
+            path.suffix != ".png" and sidecar_path(path.resolve()) == sidecar_path(scan.resolve())
+        ):
+            named = "label map is another file" if what == "labels" else f"{what} file is another"
+            raise error(f"The {named} than the scan, also by its sidecar.", path, "Name another output.")
 
 
 def _origin(segmenter: Segmenter, inference: Inference) -> dict[str, Any]:

@@ -76,6 +76,15 @@ class Segmenter:
             raise error(
                 "Every output channel needs a class name.", f"{channels} channels, {self.class_names}"
             )
+        if not all(self.class_names) or len(set(self.class_names)) != channels:
+            raise error("Class names are different, and none is empty.", self.class_names)
+        wanted = self.sampling.input_shape
+        known = self.model.input_shape[1:]
+        if len(known) != len(wanted) or any(k not in (None, w) for k, w in zip(known, wanted, strict=True)):
+            raise error(
+                "The network's input is a patch of the sampling with its channels.",
+                f"a network for {known}, patches of {wanted}",
+            )
         self._forwards: dict[
             tuple[tuple[int, ...] | None, int | None, bool],
             tuple[Forward, Sampling, Callable[[int], None] | None],
@@ -213,7 +222,10 @@ class Segmenter:
             InputError: a scan that cannot be read or normalised; a network that has no dropout or cannot be
                 built at the volume's size, where these are asked for; answers that are no probabilities.
         """
-        volume = scan if isinstance(scan, tuple) else read_volume(scan)
+        volume = scan if isinstance(scan, tuple) else read_volume(_path(scan))
+        array = np.asarray(volume[0])
+        if array.ndim != 3 or array.dtype.kind not in "biuf":
+            raise error("A scan has three axes (x, y, z) of real numbers.", f"{array.dtype} {array.shape}")
         native: Grid = (volume[0].shape, volume[1])
         if _looks_like_labels(volume[0]):
             log.warning("the scan holds a few whole numbers alone: is it a label map?")
@@ -311,6 +323,16 @@ class Segmenter:
         if restart:
             restart(inference.seed)
         return forward, sampling
+
+
+def _path(scan: object) -> str | Path:
+    if isinstance(scan, str | Path):
+        return scan
+    raise error(
+        "A scan is a file or a pair of (array, affine).",
+        type(scan).__name__,
+        "Of a nibabel image pass (np.asarray(image.dataobj), image.affine).",
+    )
 
 
 def _looks_like_labels(image: np.ndarray) -> bool:

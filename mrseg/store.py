@@ -148,11 +148,11 @@ def import_weights(
     source = Path(source)
     name = name or source.name.removesuffix(".zip")
     if not _NAME.fullmatch(name):
-        raise error("A name has letters, digits, '_', '-' and '.'.", repr(name), "Give one with --name.")
+        raise error("A name has letters, digits, '_', '-' and '.'.", repr(name), "Give another name.")
     target = store_folder() / name
     if target.exists() or (BUILT_IN / name).exists():
         raise error(
-            "Stored weights are not replaced.", f"{name}, which is there already", "Give another --name."
+            "Stored weights are not replaced.", f"{name}, which is there already", "Give another name."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target, replace=False) as temporary:

@@ -234,7 +234,7 @@ def volumes(rows: Sequence[Row]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             for which in ("true", "predicted")
         )  # type: ignore[misc]
         for name, metric in whole
-        if metric == "volume_true_ml"
+        if metric == "volume_true_ml" and (name, "volume_predicted_ml") in whole
     }
 
 
@@ -253,6 +253,9 @@ def _grouped(rows: Sequence[Row]) -> tuple[_Values, dict[tuple[str, str], dict[s
     whole: _Values = {}
     sliced: dict[tuple[str, str], dict[str, dict[Any, float]]] = {}
     for row in rows:
+        absent = [key for key in ("class", "metric", "value") if key not in row]
+        if absent:
+            raise error("A row of scores has a class, a metric and a value.", f"one without {absent[0]}")
         key, subject = (row["class"], row["metric"]), row.get("subject", "")
         if row.get("plane"):
             place, into = (subject, row["slice"]), sliced.setdefault(key, {}).setdefault(row["plane"], {})

@@ -118,3 +118,9 @@ def test_true_labels_of_the_phantom_come_close_to_its_ct():
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_infinity_is_outside_the_field_of_view_and_words_are_no_coefficients():
+    np.testing.assert_array_equal(np.isnan(mu_from_hu(np.array([np.inf, -np.inf, 0.0]))), [True, True, False])
+    with pytest.raises(InputError, match="one coefficient per class"):
+        mu_from_labels(np.zeros((2, 2), np.uint8), mu_per_cm=("a", "b"))

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import mrseg
 from mrseg import _checks
 
 
@@ -73,3 +78,27 @@ def test_without_a_length_any_number_of_ints_is_accepted_but_none():
     assert _checks.positive_ints("filters", [8]) == (8,)
     with pytest.raises(_checks.InputError, match="filters is a sequence of positive whole numbers"):
         _checks.positive_ints("filters", [])
+
+
+REACHABLE = (
+    "attenuation", "commands", "evaluation", "forward", "inference", "maps", "opponent", "pages", "passes",
+    "perfusion", "postprocess", "prediction", "segmenter", "store", "summaries",
+)  # fmt: skip
+
+
+def remedies(module: str) -> list[str]:
+    """Source of the third argument of every `error` of a module."""
+    tree = ast.parse((Path(mrseg.__file__).parent / f"{module}.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) > 2]
+    return [ast.unparse(call.args[2]) for call in calls if getattr(call.func, "id", "") == "error"]
+
+
+@pytest.mark.parametrize("module", REACHABLE)
+def test_a_remedy_that_names_an_argument_names_the_option_of_the_command_too(module):
+    for remedy in remedies(module):
+        if re.search(r"\b[a-z_]+=", remedy):
+            assert "--" in remedy or "in Python" in remedy, remedy
+
+
+def test_the_remedies_are_found():
+    assert any("--mu-per-cm" in remedy for remedy in remedies("attenuation"))

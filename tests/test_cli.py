@@ -173,6 +173,17 @@ def test_evaluate_compares_with_the_scores_of_another_run(house, tmp_path, capsy
     assert "subject, class, metric, value" in message
 
 
+def test_evaluate_takes_another_test_and_names(house, tmp_path, capsys):
+    common = ("evaluate", "--segmenter", house / "t1/segmenter", "--data", house / "data")
+    for folder in ("t1", "t2"):
+        more = ("--compare", tmp_path / "t1/test/scores.csv", "--test", "permutation") * (folder == "t2")
+        assert run(*common, "--output", tmp_path / folder / "test", *more) == 0
+    told = capsys.readouterr().out
+    assert "t2/test against t1/test, paired by subject" in told and "permutation" in told
+    message = refused(capsys, *common, "--output", tmp_path / "c", "--names", "a", "b")
+    assert "belong to --compare" in message
+
+
 def test_recipes_lists_every_page_and_prints_one(capsys):
     assert run("recipes") == 0
     assert "mecheter2023_hybrid_multiply" in capsys.readouterr().out
@@ -332,7 +343,7 @@ def test_weights_are_kept_under_a_name_handed_on_and_used_by_name(house, tmp_pat
     assert run("weights") == 0
     listed = capsys.readouterr().out
     assert "ward7" in listed and "ward8" in listed and "se_unet3d" in listed
-    assert run("weights", "ward8") == 0
+    assert run("weights", "ward8", "--full") == 0
     assert json.loads(capsys.readouterr().out)["sequence"] == "T1w"
     scan = next((house / "raw").glob("*/*_T1w.nii.gz"))
     for segmenter, name in ((trained, "a"), ("ward8", "b")):
@@ -340,6 +351,23 @@ def test_weights_are_kept_under_a_name_handed_on_and_used_by_name(house, tmp_pat
         assert run("predict", "--segmenter", segmenter, "--input", scan, "--output", out) == 0
     a, b = (np.asarray(nib.load(tmp_path / f"{name}.nii").dataobj) for name in "ab")
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_card_is_short_and_says_what_matters(capsys):
+    assert run("weights", "phantom_t1_unet") == 0
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) <= 20 and max(map(len, told.splitlines())) < 200
+    for words in (
+        "T1w",
+        "0 air, 1 soft, 2 bone",
+        "12 synthetic heads",
+        "Apache-2.0",
+        "3.2x3.2x4 mm",
+        "0.3 MB",
+    ):
+        assert words in told
+    assert run("weights", "phantom_t1_unet", "--full") == 0
+    assert len(json.loads(capsys.readouterr().out)["network_sha256"]) == 64
 
 
 def test_weights_that_cannot_be_kept_are_told_in_one_line(tmp_path, monkeypatch, capsys):

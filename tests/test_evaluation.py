@@ -149,3 +149,16 @@ def test_a_case_without_labels_is_named(tmp_path):
     unlabelled = Case("s1", case.images, None, {}, "test")
     with pytest.raises(InputError, match="s1 needs a T2w image with labels"):
         evaluate(Fixed(), [unlabelled])
+
+
+@pytest.mark.parametrize(
+    ("true", "pred", "axis", "words"),
+    [
+        ((4, 4, 4), (4, 4, 3), 2, r"one grid.*\(4, 4, 4\) and \(4, 4, 3\)"),
+        ((4, 4), (4, 4), 2, "volumes"),
+        ((4, 4, 4), (4, 4, 4), 3, "axis is one of 0, 1, 2"),
+    ],
+)
+def test_slices_of_volumes_that_do_not_agree_are_refused(true, pred, axis, words):
+    with pytest.raises(InputError, match=words):
+        score_slices(np.zeros(true, np.uint8), np.zeros(pred, np.uint8), ("a", "b"), axis=axis)

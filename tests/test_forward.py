@@ -8,6 +8,7 @@ from mrseg._checks import InputError
 from mrseg.forward import compile_forward, for_volume, with_dropout
 from mrseg.models.islam2025 import unet
 from mrseg.models.mecheter2020 import segnet
+from mrseg.models.quiet import set_quiet
 
 
 def random_batch(*shape):
@@ -65,6 +66,22 @@ def test_dropout_is_at_work_and_batch_normalization_keeps_its_statistics():
     assert set(np.unique(out)) == {0.0, 2.0}
     for one, other in zip(before, model.get_layer("norm").get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+def test_dropout_that_is_silent_while_frozen_is_at_work_in_the_copy_alone(nested):
+    """A network fine-tuned with most groups frozen must not look more certain than it is."""
+    frozen = dropped()
+    set_quiet(frozen.get_layer("drop"), True)
+    frozen.trainable = False
+    image = keras.Input((8, 8, 1))
+    network = keras.Model(image, frozen(image)) if nested else frozen
+    batch = np.full((1, 8, 8, 1), 3, np.float32)
+    np.testing.assert_array_equal(network(batch, training=True), 1)
+    model, restart = with_dropout(network)
+    restart(0)
+    assert set(np.unique(compile_forward(model, batch.shape)(batch))) == {0.0, 2.0}
+    np.testing.assert_array_equal(network(batch, training=True), 1)  # the network itself stays silent
 
 
 def test_dropout_samples_differ_and_come_again_with_their_seed():

@@ -154,3 +154,7 @@ def test_a_prediction_takes_no_more_memory_than_stated_and_not_much_less(steps, 
         resampled=steps.grid != "native",
     )  # fmt: skip
     assert stated / 3 < peak < stated
+
+
+def test_one_class_alone_is_certain():
+    np.testing.assert_array_equal(entropy(np.full((2, 3, 1), 0.4, np.float32)), np.zeros((2, 3)))

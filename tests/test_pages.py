@@ -19,6 +19,7 @@ from mrseg.data.cases import Case
 from mrseg.data.io import write_labels, write_volume
 from mrseg.formats import write_csv
 from mrseg.pages import mean_dice, write_evaluation
+from mrseg.segmenter import subject_digest
 
 NAMES = ("air", "soft", "bone")
 FILES = ("layout", "metrics", "subjects", "comparison", "confusion", "volumes")
@@ -157,6 +158,27 @@ def test_a_mean_dice_leaves_the_first_class_and_undefined_values_out():
     ]
     assert mean_dice(rows) == 0.5
     assert math.isnan(mean_dice(rows[:1]))
+
+
+def test_the_comparison_of_an_evaluation_before_does_not_stay(cohort, tmp_path):
+    (case, *_), truths = cohort
+    other = tmp_path / "other.csv"
+    rows, _ = write_evaluation(Blurred(truths, 0.05), [case], tmp_path / "out", progress=False)
+    write_csv([row for row in rows if not row.get("plane")], other)
+    for given in (other, None):
+        write_evaluation(Blurred(truths, 0.05), [case], tmp_path / "out", other=given, progress=False)
+        assert len(list((tmp_path / "out/tables").glob("comparison.*"))) == 2 * bool(given)
+        assert ("paired by subject" in (tmp_path / "out/report.html").read_text()) == bool(given)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_figures_of_subjects_that_were_trained_on_are_marked_on_the_page(cohort, tmp_path, seen):
+    cases, truths = cohort
+    segmenter = Blurred(truths, 0.05)
+    segmenter.provenance = {"source": {"subject_digests": [subject_digest(cases[1])] if seen else []}}
+    write_evaluation(segmenter, cases, tmp_path, seen_too=True, progress=False)
+    page = (tmp_path / "report.html").read_text()
+    assert ("Of the 3 subjects scored, 1 were trained on" in page) == seen
 
 
 class Blind(Blurred):

@@ -114,9 +114,16 @@ def test_dropout_samples_are_so_many_passes():
         ({"mirror_axes": (3,)}, "different axes"),
         ({"dropout_samples": -1}, "0 or more"),
         ({"batch_size": 0}, "1 or more"),
-        ({"uncertainty": "mirror"}, "mirror_axes"),
-        ({"uncertainty": "dropout", "dropout_samples": 1}, "2 or more"),
-        ({"uncertainty": "dropout", "dropout_samples": 5, "mirror_axes": (0,)}, "no mirrors"),
+        ({"batch_size": 1.5}, "whole number, 1 or more"),
+        ({"dropout_samples": "3"}, "whole number, 0 or more"),
+        ({"dropout_samples": True}, "whole number, 0 or more"),
+        ({"seed": -1}, "whole number, 0 or more"),
+        ({"overlap": "0.5"}, r"in \[0, 1\)"),
+        ({"mirror_axes": 0}, "different axes"),
+        ({"uncertainty": "mirror"}, "--mirror"),
+        ({"uncertainty": "mirror", "mirror_axes": (0,), "dropout_samples": 3}, "Take no dropout samples"),
+        ({"uncertainty": "dropout", "dropout_samples": 1}, "2 or more.*--dropout-samples 20"),
+        ({"uncertainty": "dropout", "dropout_samples": 5, "mirror_axes": (0,)}, "no mirrors.*Leave the mirr"),
     ],
 )
 def test_impossible_settings_are_refused(bad, words):
@@ -127,3 +134,29 @@ def test_impossible_settings_are_refused(bad, words):
 def test_the_batch_size_does_not_decide_a_result_and_is_not_recorded():
     assert Inference(batch_size=3).as_dict() == Inference().as_dict()
     assert Inference(overlap=0.2).as_dict() != Inference().as_dict()
+
+
+def test_mirror_axes_as_a_list_are_the_same_setting():
+    assert Inference(mirror_axes=[0, 1]) == Inference(mirror_axes=(0, 1))
+    assert hash(Inference(mirror_axes=[0])) == hash(Inference(mirror_axes=(0,)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -0.5, 1.5])
+@pytest.mark.parametrize("place", [0, 7])  # first and last of the patch; the second place is filled up
+def test_one_bad_value_among_good_ones_is_found(value, place):
+    def forward(batch):
+        answer = np.full(batch.shape, 0.5, np.float32)
+        answer.reshape(-1)[place] = value
+        return answer
+
+    with pytest.raises(InputError, match="must give"):
+        asked(forward, volume((2, 2, 2)), Sampling((2, 2, 2)), Inference(batch_size=1))
+
+
+@pytest.mark.parametrize("value", [-0.0, -1e-4, 1 + 1e-4, 0.0, 1.0])
+def test_values_within_the_rounding_of_bfloat16_are_probabilities(value):
+    def forward(batch):
+        return np.full(batch.shape, value, np.float32)
+
+    out = asked(forward, volume((2, 2, 2)), Sampling((2, 2, 2)), Inference(batch_size=1))
+    np.testing.assert_array_equal(out, np.float32(value))

@@ -95,3 +95,15 @@ def test_settings_that_make_no_sense_are_refused(changes, message):
 def test_arrays_that_make_no_sense_are_refused(series, mask, message):
     with pytest.raises(InputError, match=message):
         region_curve(series, mask, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"te_ms": "30"}, {"baseline": (1.5,)}, {"baseline": 3}, {"baseline": "ab"}, {"baseline": range(99)}],
+    ids=str,
+)
+def test_settings_of_a_wrong_kind_are_told_in_one_short_line(bad):
+    settings = {"te_ms": 30, "interval_s": 1.5, "baseline": (1, 2), **bad}
+    with pytest.raises(InputError) as caught:
+        region_curve(np.ones((2, 2, 2, 6)), np.ones((2, 2, 2), bool), **settings)
+    assert len(str(caught.value)) < 300

@@ -258,3 +258,16 @@ def test_the_settings_survive_json():
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("settings_", "words"),
+    [
+        ({"largest_component": 1}, "largest_component is a sequence of numbers"),
+        ({"fill_holes": "1"}, "fill_holes is a sequence of numbers"),
+        ({"min_volume_mm3": ("a",)}, "finite volume"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_refused(settings_, words):
+    with pytest.raises(InputError, match=words):
+        Postprocessing(**settings_)

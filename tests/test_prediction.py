@@ -163,3 +163,29 @@ def test_one_scan_goes_into_files_named_after_the_label_map(bright, tmp_path):
         "t2_desc-uncertainty_entropy.json", "t2_desc-uncertainty_entropy.nii.gz", "t2_dseg.json",
         "t2_dseg.nii.gz", "t2_dseg.png", "t2_probseg.json", "t2_probseg.nii.gz",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scan", "output", "more", "words"),
+    [
+        ("t2.nii.gz", "t2.nii.gz", {}, "label map is another file than the scan"),
+        ("t2.nii.gz", "t2.nii", {}, "also by its sidecar"),
+        ("t2.nii.gz", "new/x.nii.gz", {"picture": "t2.nii.gz"}, "picture is written as .png"),
+        ("t2_probseg.nii.gz", "t2_dseg.nii.gz", {"probabilities": True}, "probabilities file is another"),
+        (
+            "t2_desc-uncertainty_entropy.nii.gz",
+            "t2_dseg.nii.gz",
+            {"inference": Inference(uncertainty="entropy")},
+            "uncertainty file is another",
+        ),
+    ],
+)
+def test_no_output_replaces_the_scan(bright, tmp_path, scan, output, more, words):
+    write_scan(tmp_path / scan)
+    before = (tmp_path / scan).read_bytes()
+    if "picture" in more:
+        more = {"picture": tmp_path / more["picture"]}
+    with pytest.raises(InputError, match=words):
+        predict_scan(bright, tmp_path / scan, tmp_path / output, **more)
+    assert (tmp_path / scan).read_bytes() == before
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [scan]

@@ -380,3 +380,48 @@ def test_a_label_map_given_as_a_scan_is_asked_about(caplog):
     caplog.clear()
     segmenter().predict((image + np.random.default_rng(0).random(image.shape).astype(np.float32), affine))
     assert "label map" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"class_names": ("a", "a")}, "different"),
+        ({"class_names": ("a", "")}, "none is empty"),
+        ({"sampling": Sampling((4, 8, 8))}, r"network for \(8, 8, 8, 1\), patches of \(4, 8, 8, 1\)"),
+        ({"sampling": Sampling((8, 1, 8))}, "input is a patch of the sampling"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(changes, words):
+    image = keras.Input((8, 8, 8, 1))
+    parts = {
+        "model": keras.Model(image, keras.layers.Conv3D(2, 1, activation="softmax")(image)),
+        "preprocessing": Preprocessing(normalization="min_max"),
+        "sampling": Sampling((8, 8, 8)),
+        "class_names": ("a", "b"),
+    }
+    assert Segmenter(**parts)
+    with pytest.raises(InputError, match=words):
+        Segmenter(**parts | changes)
+
+
+@pytest.mark.parametrize(
+    ("scan", "words"),
+    [
+        ((np.zeros((8, 8)), np.eye(4)), r"three axes.*\(8, 8\)"),
+        ((np.zeros((8, 8, 8, 2)), np.eye(4)), "three axes"),
+        ((np.zeros((8, 8, 8), complex), np.eye(4)), "real numbers.*complex128"),
+        (nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), r"np.asarray\(image.dataobj\)"),
+        ([1, 2], "list"),
+    ],
+    ids=["2-D", "4-D", "complex", "nibabel", "list"],
+)
+def test_what_is_no_scan_is_told(scan, words):
+    image = keras.Input((8, 8, 8, 1))
+    segmenter = Segmenter(
+        model=keras.Model(image, keras.layers.Conv3D(2, 1, activation="softmax")(image)),
+        preprocessing=Preprocessing(normalization="min_max"),
+        sampling=Sampling((8, 8, 8)),
+        class_names=("a", "b"),
+    )
+    with pytest.raises(InputError, match=words):
+        segmenter.predict(scan)

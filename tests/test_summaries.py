@@ -254,3 +254,10 @@ def test_a_file_that_holds_no_scores_is_refused(tmp_path, text, message):
         read_rows(path)
     with pytest.raises(FileNotFoundError):
         read_rows(tmp_path / "none.csv")
+
+
+def test_a_row_without_a_class_is_named_and_half_a_pair_of_volumes_left_out():
+    with pytest.raises(InputError, match="one without class"):
+        summarize([{"subject": "a", "metric": "dice", "value": 1.0}])
+    rows = [{"subject": "a", "class": "bone", "metric": "volume_true_ml", "value": 1.0}]
+    assert volume_agreement(rows) == []

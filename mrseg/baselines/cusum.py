@@ -139,6 +139,8 @@ def _covered(found: Boundary) -> float:
 def _evidence(image: np.ndarray, head: np.ndarray) -> Evidence | None:
     """Evidence for brain at any place; None where brain and skull do not differ."""
     core = brain_ellipse(head, 0.7)
+    if not core.any():  # a head of a few pixels
+        return None
     brain, brain_spread = _level(image[core])
     dark = image[head & ~core & (image < 0.5 * brain)]
     # A head without skull (stripped, or cut by a tight field of view) is told from what surrounds it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -55,6 +56,9 @@ def brain_mask_volume(
     area = np.moveaxis(head_mask(image), slice_axis, 0).mean(axis=(1, 2))
     mask = np.zeros(image.shape, bool)
     slices, masks = np.moveaxis(image, slice_axis, 0), np.moveaxis(mask, slice_axis, 0)
+    known = inspect.signature(mask_slice).parameters
+    for name in options:
+        choice(f"An option of {method}", name, [key for key in known if key != "image"])
     for index in np.flatnonzero(area >= MIN_HEAD_AREA):
         masks[index] = mask_slice(slices[index], **options)
     return mask

@@ -117,7 +117,7 @@ def select(cases: Iterable[Case], split: str) -> list[Case]:
     return selected
 
 
-_SPLIT_REMEDY = "Fill the split column, or call mrseg.data.split_by_subject."
+_SPLIT_REMEDY = "Fill the split column of the manifest; in Python mrseg.data.split_by_subject does."
 
 
 def check_splits(cases: Iterable[Case], required: Sequence[str] = ("train", "val")) -> None:

@@ -134,7 +134,8 @@ def check_same_grid(
     raise error(
         f"Both volumes lie on one grid (same shape, corners within {tolerance_mm:g} mm).",
         apart,
-        "Resample one onto the other with mrseg.data.resample (order=0 for labels).",
+        "Name files of one grid, or resample one onto the other: in Python mrseg.data.resample (order=0 for "
+        "labels).",
     )
 
 
@@ -286,7 +287,7 @@ def head_grid(
         raise error(
             f"At least one slice shows the head on {min_head_area:.0%} of the grid's slice.",
             f"at most {area.max():.2%}",
-            "Lower min_head_area, or frame a smaller grid.",
+            "Does the scan show a head? If so, lower min_head_area, or frame a smaller grid.",
         )
     first, last = kept[0], kept[-1]
     low, high = _bounding_box(np.any(mask[:, :, first : last + 1], axis=2))

@@ -8,6 +8,7 @@ so that the 2-D and the 3-D road are one road (mecheter2023 section 3.4: 128x128
 from __future__ import annotations
 
 import itertools
+import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -74,7 +75,7 @@ class Sampling:
 
 def check_overlap(overlap: float) -> float:
     """Returns ``overlap`` if it lies in [0, 1), else raises."""
-    if not 0.0 <= overlap < 1.0:
+    if not isinstance(overlap, numbers.Real) or not 0.0 <= overlap < 1.0:
         raise error("overlap is the shared fraction of neighbouring patches, in [0, 1).", overlap)
     return overlap
 

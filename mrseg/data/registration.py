@@ -203,8 +203,9 @@ def check_quality(
         raise error(
             "A registration is used only if its quality figures are within their limits.",
             "; ".join(failed),
-            "Check that both scans show the same head; try stages=('rigid',), a fixed_mask of the head, "
-            "another seed or more iterations; look at the overlay before changing a limit.",
+            "Check that both scans show the same head; try another seed (--seed); in Python also "
+            "stages=('rigid',), a fixed_mask of the head or more iterations; look at the overlay before "
+            "changing a limit.",
         )
 
 

@@ -96,3 +96,10 @@ def test_a_slice_takes_less_than_a_twentieth_of_a_second(simple_head):
 def test_what_is_no_slice_is_refused():
     with pytest.raises(InputError, match="one slice"):
         cusum_mask(np.zeros((4, 4, 4)))
+
+
+def test_a_head_of_a_few_pixels_has_no_boundary():
+    image = np.zeros((4, 4))
+    image[1:3, 1:3] = [[1.0, 0.9], [0.8, 1.0]]
+    assert not cusum_mask(image).any()
+    assert not cusum_mask(np.array([[0.1, 0.9], [0.7, 0.2]])).any()

@@ -93,3 +93,8 @@ def test_the_brain_of_a_real_t2_slice_is_neither_the_head_nor_a_part(patient):
     assert dice(aabl, cusum) > 0.9
     for mask in (aabl, cusum):
         assert 0.5 < mask.sum() / head.sum() < 0.95
+
+
+def test_an_option_of_another_method_is_named():
+    with pytest.raises(InputError, match="An option of otsu is one of clean"):
+        brain_mask_volume(np.random.default_rng(0).random((8, 8, 2)), "otsu", size=0.5)

@@ -141,7 +141,7 @@ def check_right_angles(name: str, affine: np.ndarray) -> None:
             f"The axes of the {name} image are at right angles (within 0.06 degrees).",
             f"two axes {math.degrees(math.acos(min(1.0, cosine))):.1f} degrees apart",
             "The gantry was tilted or the affine sheared: resample the image onto an upright grid first "
-            "(mrseg.data.resample).",
+            "(in Python mrseg.data.resample).",
         )
 
 
