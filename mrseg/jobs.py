@@ -112,7 +112,7 @@ def _on_dask(
             f"{scheduler} ({reason})",
             "Start one with `dask scheduler`, and workers with `dask worker ADDRESS --nthreads 1`.",
         ) from None
-    with client:
+    with client, client.as_current():
         futures = [client.submit(function, job, pure=False) for job in jobs]
         for _ in distributed.as_completed(futures):
             bar.update()

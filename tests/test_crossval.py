@@ -1,0 +1,274 @@
+"""Cross-validation: folds by subject, grids decided on validation subjects, runs that go on when stopped."""
+
+import dataclasses
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrseg import configuration, crossval
+from mrseg._checks import InputError
+from mrseg.crossval import Experiment, check_classes, cross_validate, folds, overrides_of, subset
+from mrseg.data.cases import Case, read_cases, write_cases
+from mrseg.data.io import write_labels, write_volume
+from mrseg.recipes.loader import load_recipe
+from mrseg.segmenter import subject_digest
+from mrseg.summaries import read_rows
+from mrseg.training import EarlyStopping
+
+NAMES = ["air", "soft", "bone"]
+RECIPE = """
+name: tiny
+title: a tiny network on tiny slices
+paper: phantom
+command: mrseg crossval tiny.yaml
+sequence: T2w
+class_names: [air, soft, bone]
+network: {builder: unet, arguments: {filters: 2, head: softmax}}
+sampling: {patch_shape: [16, 16, 1], overlap: 0.0}
+loss: {name: dice}
+training: {epochs: 2, batch_size: 4, learning_rate: 5.0e-3}
+"""
+
+
+def case(subject, split="train", sequences=("T2w",), labelled=None):
+    images = {name: Path(f"{subject}_{name}.nii") for name in sequences}
+    labels = {name: Path(f"{subject}_{name}_dseg.nii") for name in (labelled or sequences)}
+    return Case(subject, images, None, labels, split)
+
+
+def subjects(cases, split):
+    return {c.subject for c in cases if c.split == split}
+
+
+@settings(max_examples=40, deadline=None)
+@given(people=st.integers(2, 14), data=st.data(), seed=st.integers(0, 5))
+def test_every_subject_is_validated_once_and_folds_differ_by_one_at_most(people, data, seed):
+    count = data.draw(st.integers(2, people))
+    cases = [case(f"s{i}", ("train", "val")[i % 2]) for i in range(people)]
+    cases += [case("t", "test"), case("other", sequences=("T1w",)), case("unlabelled", labelled=("none",))]
+    dealt = folds(cases, count, sequence="T2w", seed=seed)
+    held = [subjects(fold, "val") for fold in dealt]
+    assert sorted(itertools.chain(*held)) == sorted(f"s{i}" for i in range(people))
+    assert max(map(len, held)) - min(map(len, held)) <= 1
+    for fold, aside in zip(dealt, held, strict=True):
+        assert subjects(fold, "test") == {"t"}
+        assert subjects(fold, "train") == {f"s{i}" for i in range(people)} - aside | {"other", "unlabelled"}
+    assert folds(cases[::-1], count, sequence="T2w", seed=seed)[0][::-1] == dealt[0]
+
+
+def test_cases_of_one_subject_go_together():
+    cases = [case(name, sequences=("T2w",)) for name in "aabbcc"]
+    for fold in folds(cases, 3, sequence="T2w"):
+        assert not subjects(fold, "val") & subjects(fold, "train")
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_folds_without_a_subject_are_refused(count):
+    with pytest.raises(InputError, match=f"{count} folds of 3 subjects"):
+        folds([case("a"), case("b"), case("c"), case("t", "test")], count, sequence="T2w")
+
+
+def test_a_smaller_number_of_subjects_lies_in_a_larger_one():
+    cases = [case(f"s{i}", sequences=("T1w", "T2w")) for i in range(6)] + [
+        case("v", "val"),
+        case("t", "test"),
+    ]
+    kept = [
+        {c.subject for c in subset(cases, count, sequence="T2w") if c.split == "train" and "T2w" in c.images}
+        for count in (1, 3, 6)
+    ]
+    assert list(map(len, kept)) == [1, 3, 6] and kept[0] < kept[1] < kept[2]
+    rest = subset(cases, 1, sequence="T2w")
+    assert sum("T1w" in c.images for c in rest) == 6  # their other sequence still trains
+    assert subjects(rest, "val") == {"v"} and subjects(rest, "test") == {"t"}
+    with pytest.raises(InputError, match="7 of 6"):
+        subset(cases, 7, sequence="T2w")
+
+
+def test_a_fold_without_a_class_is_named(tmp_path):
+    cases = cohort(tmp_path, bone=[0, 1])
+    dealt = folds(cases, 3, sequence="T2w", seed=0)
+    with pytest.raises(InputError, match=r"no bone in the val subjects of fold \d"):
+        check_classes(dealt, "T2w", NAMES)
+    check_classes(folds(cohort(tmp_path / "all"), 3, sequence="T2w"), "T2w", NAMES)
+
+
+@pytest.mark.parametrize("value", [1.0e-5, 3, True, None, "1e-3", "T2w", [2, 4], {"a": [1.5]}])
+def test_a_value_reaches_the_recipe_as_what_it_is(value):
+    key, _, text = overrides_of({"training.learning_rate": value})[0].partition("=")
+    page = {}
+    configuration.override(page, f"{key}={text}")
+    assert page == {"training": {"learning_rate": value}}
+    assert type(page["training"]["learning_rate"]) is type(value)
+
+
+def test_a_grid_is_every_combination():
+    grid = {"training.learning_rate": [1.0, 2.0], "training.batch_size": [3, 4]}
+    points = Experiment("a", "x", grid=grid).points
+    assert [tuple(p.values()) for p in points] == [(1.0, 3), (1.0, 4), (2.0, 3), (2.0, 4)]
+    assert Experiment("a", "x").points == ({},)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"grid": {"training.epochs": []}}, "a list of values"),
+        ({"grid": {"training.epochs": 3}}, "a list of values"),
+        ({"grid": {"training.epochs": [1]}, "folded": False}, "validation subjects of a fold"),
+        ({"subjects": ()}, "different numbers"),
+        ({"subjects": (2, 2)}, "different numbers"),
+        ({"subjects": (-1,)}, "different numbers"),
+    ],
+)
+def test_an_experiment_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        Experiment("a", "x", **wrong)
+
+
+def waves(*experiments, given=False):
+    return [[e.name for e in wave] for wave in crossval._waves(experiments, given)]
+
+
+def test_sources_come_before_what_starts_from_them():
+    c, b, a = Experiment("c", "x", source="b"), Experiment("b", "x", source="a"), Experiment("a", "x")
+    other = Experiment("d", "x", source="given")
+    assert waves(c, b, a) == [["a"], ["b"], ["c"]]
+    assert waves(c, other, a, b, given=True) == [["d", "a"], ["b"], ["c"]]
+    with pytest.raises(InputError, match="no circle.*b, c"):
+        waves(dataclasses.replace(b, source="c"), c)
+    with pytest.raises(InputError, match="source of c"):
+        waves(c)
+    with pytest.raises(InputError, match="name of its own.*a b"):
+        waves(Experiment("a b", "x"), Experiment("a/b", "x"))
+
+
+def cohort(folder, bone=range(5)):
+    """Five training subjects and a test subject: a bright square of bone in soft tissue in air."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for number in range(6):
+        labels = np.zeros((16, 16, 4), np.uint8)
+        labels[3:13, 2 + number % 3 : 13] = 1
+        if number in bone or number == 5:
+            labels[6:9, 6:10] = 2
+        image = (labels * 100.0 + rng.normal(0, 10, labels.shape) + 20).astype(np.float32)
+        stem = folder / f"s{number}"
+        write_volume(stem.with_name(f"s{number}_T2w.nii.gz"), image, np.eye(4))
+        write_labels(stem.with_name(f"s{number}_dseg.nii.gz"), labels, np.eye(4), NAMES, {})
+        cases.append(
+            Case(
+                f"s{number}", {"T2w": folder / f"s{number}_T2w.nii.gz"}, None,
+                {"T2w": folder / f"s{number}_dseg.nii.gz"}, "test" if number == 5 else "train",
+            )
+        )  # fmt: skip
+    write_cases(cases, folder / "cohort.tsv")
+    return read_cases(folder / "cohort.tsv")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    return folder, cohort(folder)
+
+
+def run(scans, output, **options):
+    folder, cases = scans
+    grid = {"training.learning_rate": [1.0e-5, 2.0e-2]}
+    experiment = Experiment("tiny", str(folder / "tiny.yaml"), grid=grid)
+    return cross_validate(
+        [experiment], cases, output, sequence="T2w", folds=2, choose="bone", progress=False, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(scans, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    return output, *run(scans, output)
+
+
+def test_every_subject_is_scored_by_the_network_that_has_not_seen_it(whole):
+    output, rows, _ = whole
+    for fold in (1, 2):
+        card = output / f"trials/tiny/fold{fold}_point1/segmenter/segmenter.json"
+        seen = set(json.loads(card.read_text())["provenance"]["subject_digests"])
+        held = {r["subject"] for r in rows if (r["split"], r["fold"]) == ("val", fold)}
+        assert held and not seen & {subject_digest(case(subject)) for subject in held}
+    dice = [r["subject"] for r in rows if (r["split"], r["class"], r["metric"]) == ("val", "bone", "dice")]
+    assert Counter(dice) == Counter(f"s{i}" for i in range(5))
+
+
+def test_the_grid_is_decided_on_validation_subjects_and_only_the_chosen_meets_the_test(whole):
+    output, rows, trials = whole
+    for fold in (1, 2):
+        points = [t for t in trials if t["fold"] == fold]
+        best = max(points, key=lambda t: t["validation_dice"])
+        assert [t["chosen"] for t in points] == [t is best for t in points]
+        for trial in points:
+            scored = (output / trial["folder"] / "scores_test_T2w.csv").exists()
+            assert scored == trial["chosen"]
+    assert {t["point"] for t in trials} == {"training.learning_rate=1e-05", "training.learning_rate=0.02"}
+    assert {r["fold"] for r in rows if r["split"] == "test"} == {1, 2}
+    assert all(t["validation_decides"] for t in trials)
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_scores(scans, whole, tmp_path, monkeypatch):
+    calls = []
+
+    def train(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train_recipe(*arguments, **options)
+
+    train_recipe = crossval.train_recipe
+    monkeypatch.setattr(crossval, "train_recipe", train)
+    with pytest.raises(KeyboardInterrupt):
+        run(scans, tmp_path)
+    assert len(list(tmp_path.rglob("trial.json"))) == 2
+    run(scans, tmp_path)
+    assert len(calls) == 5  # two before, the one that was stopped, and the two that were left
+    assert (tmp_path / "scores.csv").read_bytes() == (whole[0] / "scores.csv").read_bytes()
+    monkeypatch.setattr(crossval, "train_recipe", None)  # nothing is trained a second time
+    assert run(scans, tmp_path)[0] == whole[1]
+
+
+def test_a_folder_holds_one_study(scans, whole):
+    with pytest.raises(InputError, match="holds one study.*point1, done with others"):
+        run(scans, whole[0], overrides=["training.epochs=3"])
+    with pytest.raises(InputError, match="holds one study"):
+        run(scans, whole[0], seed=1)
+
+
+def test_what_is_written_reads_back(whole):
+    output, rows, _ = whole
+    read = read_rows(output / "scores.csv")
+    assert [r["value"] for r in read] == pytest.approx([r["value"] for r in rows], nan_ok=True)
+    assert load_recipe(output / "trials/tiny/fold1_point2/recipe.yaml").training.learning_rate == 2.0e-2
+
+
+def test_fewer_subjects_train_as_many_steps(scans, tmp_path):
+    folder, cases = scans
+    experiment = Experiment("tiny", str(folder / "tiny.yaml"), subjects=(0, 1))
+    plan = crossval._Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
+    trials = plan.trials(experiment)
+    epochs = {(t.fold, t.subjects): t.recipe.training.epochs for t in trials}
+    sizes = {t.fold: len([c for c in t.cases if c.split == "train"]) for t in trials if not t.subjects}
+    assert epochs == {(fold, n): 2 * (size if n else 1) for fold, size in sizes.items() for n in (0, 1)}
+    early = EarlyStopping(monitor="loss", patience=2)
+    training = dataclasses.replace(trials[0].recipe.training, early_stopping=early)
+    stopping = dataclasses.replace(trials[0].recipe, training=training)
+    assert crossval._lengthened(stopping, 2.0) is stopping
+
+
+def test_a_trial_that_fails_is_named(scans, tmp_path):
+    folder, cases = scans
+    experiment = Experiment("tiny", str(folder / "tiny.yaml"), set={"training.batch_size": 1000})
+    with pytest.raises(InputError, match="tiny/fold1: An epoch must fill"):
+        cross_validate([experiment], cases, tmp_path, sequence="T2w", folds=2, progress=False)
