@@ -35,6 +35,7 @@ Without a network:
   mrseg clean --input t2_dseg.nii.gz --output t2_clean_dseg.nii.gz --largest-component 1
   mrseg attenuation --labels t2_dseg.nii.gz --output mu.nii.gz
   mrseg brainmask --input dsc.nii.gz --method cusum --output dsc_brain.nii.gz
+  mrseg phantom --output scans --sequences T2w --train 6      synthetic heads to try commands on
   mrseg perfusion --input dsc.nii.gz --te-ms 45 --interval-s 1.5 --baseline 3-8 --output runs/dsc
 """
 

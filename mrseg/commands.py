@@ -1,4 +1,4 @@
-"""The commands on single files that need no network: clean, attenuation, brainmask, perfusion."""
+"""The commands that need no network: clean, attenuation, brainmask, perfusion, phantom."""
 
 from __future__ import annotations
 
@@ -54,6 +54,14 @@ change of R2* of every time point. Time points are counted from 0.
 
 Written are curve.csv, curve.png, curve.json (the settings); mask.nii.gz with mask.png unless --mask is given;
 motion.csv with --motion.
+"""
+
+PHANTOM = """\
+Writes a cohort of synthetic heads as own scans would lie on disk: NIfTI files with a manifest, each head
+with an unregistered CT. To try commands on; figures from them say nothing about patients.
+
+  mrseg phantom --output scans --sequences T2w --train 6
+  mrseg phantom --output heads --sequences T1w T2w --train 4 --test 2 --labels attenuation
 """
 
 
@@ -120,6 +128,23 @@ def add_commands(command: AddCommand) -> None:
     curve.add_argument("--motion", action="store_true", help="bring all time points onto --time-point first")
     region = curve.add_mutually_exclusive_group()
     region.add_argument("--mask", type=Path, help="region: voxels above 0 (but 255) of this label map")
+    phantom = command("phantom", _phantom, "write synthetic heads to try commands on", PHANTOM)
+    phantom.add_argument("--output", type=Path, required=True, help="folder")
+    phantom.add_argument(
+        "--sequences", nargs="+", default=["T1w"], choices=("T1w", "T2w", "dsc"), help="default: T1w"
+    )
+    for split in ("train", "val", "test"):
+        phantom.add_argument(
+            f"--{split}", type=int, default=0, metavar="N", help=f"heads of the split {split}"
+        )
+    phantom.add_argument(
+        "--shape", type=int, nargs=3, default=(64, 64, 48), metavar=("X", "Y", "Z"),
+        help="voxels (default: 64 64 48)",
+    )  # fmt: skip
+    phantom.add_argument(
+        "--labels", choices=("attenuation", "tissue", "brain"), help="write true labels too (default: none)"
+    )
+    phantom.add_argument("--seed", type=int, default=0, help="other seeds make other heads (default: 0)")
     for parser in (mask, region):
         parser.add_argument(
             "--method", default="cusum", choices=("otsu", "aabl", "cusum"), help="default: cusum"
@@ -439,3 +464,22 @@ def _check_output(output: Path, *inputs: Path | None) -> None:
 
 def _version() -> dict[str, str]:
     return {"mrseg": __version__}
+
+
+def _phantom(options: argparse.Namespace) -> None:
+    from mrseg.data.phantom import write_cohort
+
+    subjects = {
+        split: getattr(options, split) for split in ("train", "val", "test") if getattr(options, split)
+    }
+    if not subjects:
+        raise error("A cohort has at least one head.", "none", "Add --train 4, --val 1 or --test 2.")
+    manifest = write_cohort(
+        options.output,
+        subjects=subjects,
+        sequences=options.sequences,
+        shape=options.shape,
+        seed=options.seed,
+        labels=options.labels or False,
+    )
+    print(f"{sum(subjects.values())} heads: {manifest}")
