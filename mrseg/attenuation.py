@@ -88,7 +88,7 @@ def mu_from_labels(
         raise error(
             f"Labels are below {len(table)}, the number of coefficients, or {IGNORE_LABEL}.",
             unknown[:5].tolist(),
-            "Give one per class of the label map: mu_per_cm=(0, 0.096, ...), --mu-per-cm 0 0.096 ...",
+            "Give one coefficient per class: mu_per_cm=(0, 0.096, ...), --mu-per-cm 0 0.096 ...",
         )
     mu = table[np.where(unjudged, 0, labels).astype(np.intp)]
     return np.where(unjudged, np.float32(ignore_mu_per_cm), mu)

@@ -11,7 +11,7 @@ from mrseg._checks import choice, error
 from mrseg.plots import dot_plot
 from mrseg.report import Picture
 from mrseg.score_tables import comparison_table
-from mrseg.summaries import Row, check_same_subjects, compare, read_rows
+from mrseg.summaries import Row, check_same_subjects, compare, read_rows, whole_rows
 from mrseg.tables import Table
 from mrseg.theme import to_svg
 
@@ -52,7 +52,8 @@ class Opponent:
 
         Raises:
             FileNotFoundError: there is no such file.
-            InputError: no table of scores, other subjects, or the very file that would be overwritten.
+            InputError: no table of scores, one without Dice or with two scans of a subject, other subjects,
+                or the very file that would be overwritten.
         """
         if Path(self.scores).resolve() == (output / "scores.csv").resolve():
             raise error(
@@ -60,8 +61,10 @@ class Opponent:
                 self.scores,
                 "Choose another output folder.",
             )
-        rows = read_rows(self.scores)
+        rows = whole_rows(read_rows(self.scores))
         check_same_subjects(subjects, [row["subject"] for row in rows])
+        # Rows that cannot be compared, here with themselves, are told before minutes of prediction.
+        compare(rows, rows)
         return rows
 
     def compared(self, rows: Sequence[Row], rows_other: Sequence[Row], output: Path) -> tuple[Table, Picture]:

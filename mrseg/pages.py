@@ -225,7 +225,8 @@ def _ranked_pictures(
         if case.subject in shown:
             continue
         shown.add(case.subject)
-        title = f"{case.subject} ({rank}): mean Dice {dice[case.subject]:.3f}"
+        named = f"{case.subject} ({rank})" if len(ranked) > 1 else case.subject
+        title = f"{named}: mean Dice {dice[case.subject]:.3f}"
         picture = case_picture(case, sequence, predictions.labels(case), class_names, title)
         pictures.append(Picture(title, picture))
     return pictures

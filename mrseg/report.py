@@ -327,7 +327,7 @@ tbody tr:hover>*{background:var(--tint)}
 .start{border-left:1px solid var(--rule)}
 .unit{font-weight:400;color:var(--soft)}
 .unit::before{content:"["}.unit::after{content:"]"}
-td small{display:block;color:var(--soft);font-size:.73em;line-height:1.3}
+td small{display:block;white-space:normal;color:var(--soft);font-size:.73em;line-height:1.3}
 abbr{text-decoration:none;color:var(--soft);cursor:help}
 .note{font-size:.85rem;color:var(--soft);margin:.5rem 0 0;max-width:60rem}
 figure{margin:1.4rem 0 2rem;max-width:72rem}

@@ -21,6 +21,8 @@ from mrseg.tables import Column, Estimate, Table, by_class, metric_title, table
 #: The metrics of mecheter2023's tables, in its order.
 PRINTED = ("precision", "recall", "dice", "jaccard")
 
+_SIDE_BY_SIDE = 3  # classes of four metrics each: as many as fit a page
+
 _ENDS = ("half_width", "low", "high")
 _WALD = (
     "± after a pooled value is the 95 % Wald half-width 1.96 sqrt(p(1-p)/n), n = true voxels of the class, "
@@ -33,12 +35,24 @@ _SLICES = "A mean over slices has no interval, since the slices of a subject are
 def layout_table(summary: Sequence[Row], *, caption: str) -> Table:
     """The papers' layout: precision, recall, Dice and Jaccard of every class, one line per pooling.
 
+    Of more than three classes, which no page is wide enough for, one line per class and pooling.
+
     Args:
         summary: rows of `mrseg.summarize`.
         caption: what was scored.
     """
     known = [{**row, **{end: _or_none(row[end]) for end in _ENDS}} for row in summary]
     lines, columns = by_class(known, by="pooling", metrics=PRINTED)
+    classes = list(dict.fromkeys(row["class"] for row in known))
+    if len(classes) > _SIDE_BY_SIDE:
+        lines = [
+            {"class": name, "pooling": line["pooling"]}
+            | {metric: line[f"{name} {metric}"] for metric in PRINTED if f"{name} {metric}" in line}
+            for name in classes
+            for line in lines
+        ]
+        metrics = [metric for metric in PRINTED if any(metric in line for line in lines)]
+        columns = [Column("class"), Column("pooling"), *(Column(m, metric_title(m)) for m in metrics)]
     return table(
         lines,
         [dataclasses.replace(column, best="") for column in columns],

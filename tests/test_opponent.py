@@ -90,6 +90,21 @@ def test_an_unknown_test_and_one_name_for_two_are_refused(options, words):
         Opponent("scores.csv", **options)
 
 
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ([{**row, "plane": "axial", "slice": 0} for row in rows("dice", [0.8] * 7)], "only in the first: s0"),
+        (rows("dice", [0.8] * 7) * 2, "two of 's0'"),
+        (rows("recall", [0.8] * 7), "Both methods have the metric 'dice'"),
+    ],
+    ids=["slices.csv", "two sequences", "no dice"],
+)
+def test_scores_that_cannot_be_compared_are_told_as_they_are_read(tmp_path, bad, words):
+    write_csv(bad, tmp_path / "scores.csv")
+    with pytest.raises(InputError, match=words):
+        Opponent(tmp_path / "scores.csv").read(SUBJECTS, tmp_path / "out")
+
+
 def test_scores_that_would_be_overwritten_and_other_subjects_are_refused(tmp_path):
     write_csv(rows("dice", [0.8] * 7), tmp_path / "scores.csv")
     with pytest.raises(InputError, match="Choose another output folder"):

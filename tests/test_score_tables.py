@@ -58,6 +58,29 @@ def test_the_layout_has_a_line_per_pooling_and_marks_none_of_them_as_best():
     assert "too narrow" in made.note
 
 
+def test_the_layout_of_four_classes_has_a_line_per_class_and_pooling():
+    """Class c of 0 to 3 has three voxels, c of them right; the wrong ones are called class 0."""
+    true = np.repeat([0, 1, 2, 3], 3)
+    pred = np.where(np.tile([0, 1, 2], 4) < true, true, 0)
+    names = ("w", "x", "y", "z")
+    rows = score(true.reshape(12, 1, 1), pred.reshape(12, 1, 1), names)
+    made = layout_table(summarize([{"subject": "a", **row} for row in rows]), caption="c")
+    assert [column.key for column in made.columns] == [
+        "class",
+        "pooling",
+        "precision",
+        "recall",
+        "dice",
+        "jaccard",
+    ]
+    assert [(row["class"], row["pooling"]) for row in made.rows] == [
+        (name, pooling) for name in names for pooling in ("voxels pooled", "mean over subjects")
+    ]
+    recalls = {row["class"]: row["recall"].value for row in made.rows}
+    assert recalls == pytest.approx({"w": 1.0, "x": 1 / 3, "y": 2 / 3, "z": 1.0})
+    assert made.rows[0]["precision"].value == pytest.approx(3 / 6)
+
+
 def test_every_metric_has_its_poolings_side_by_side_and_distances_none_pooled():
     made = summary_table(summarize(scored()), caption="c")
     lines = {(row["class"], row["metric"]): row for row in made.rows}
