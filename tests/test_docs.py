@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = (
     "demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes", "weights", "clean",
-    "attenuation", "brainmask", "perfusion",
+    "attenuation", "brainmask", "perfusion", "crossval", "study", "phantom",
 )  # fmt: skip
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Paths of somebody's machine, and hosts that packages come from.
@@ -35,7 +35,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     """Every line of a shell block and every inline code that begins with mrseg."""
-    shell = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    console = [re.sub(r"^\$ ", "", code, flags=re.MULTILINE) for code in blocks(page, "console")]
+    shell = "\n".join([*blocks(page, "sh"), *console]).replace("\\\n", " ").splitlines()
     inline = re.findall(r"`(mrseg [^`]+)`", FENCE.sub("", page.read_text()))
     return [line.strip() for line in [*shell, *inline] if line.strip().startswith("mrseg ")]
 

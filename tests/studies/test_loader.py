@@ -1,5 +1,8 @@
 """Pages of studies: all that ship are whole, and what cannot be is refused with its name."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from mrseg._checks import InputError
@@ -98,6 +101,13 @@ def test_experiments_are_named_groups(tmp_path, text):
     head = PAGE[: PAGE.index("experiments:")]
     with pytest.raises(InputError, match="experiments are groups of keys by name"):
         load_study(page(tmp_path, head + text))
+
+
+def test_the_page_in_the_guide_is_a_study(tmp_path):
+    guide = Path(__file__).parents[2] / "docs/guides/studies.md"
+    text = re.search(r"^```yaml\n(.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL).group(1)
+    study = load_study(page(tmp_path, text))
+    assert [e.name for e in study.experiments] == ["T1w", "open", "6 conv"]
 
 
 def test_an_unknown_study_lists_those_there_are():

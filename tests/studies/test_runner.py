@@ -1,0 +1,116 @@
+"""A whole study by the command: cohort, trainings, tables, figures, page; and again without training."""
+
+import pytest
+
+from mrseg import crossval
+from mrseg.cli import main
+from mrseg.data.cases import read_cases
+from mrseg.data.io import read_volume
+from mrseg.studies.loader import Phantom
+from mrseg.studies.runner import make_cohort
+
+RECIPE = """
+base: phantom_t1_slices
+name: tiny
+network: {arguments: {filters: 2}}
+preprocessing: {grid: native, spacing_mm: null, shape: null}
+sampling: {patch_shape: [16, 16, 1]}
+augmentation: {flip_axes: [], rotation_deg: 0.0, scale: 0.0, intensity_scale: 0.0}
+training: {epochs: 1}
+"""
+STUDY = """
+name: tiny
+title: From T1-w to T2-w
+paper: phantom
+command: mrseg study tiny.yaml --output runs/tiny
+sequence: T2w
+folds: 2
+phantom: {sources: 2, targets: 2, tests: 1, shape: [16, 16, 16]}
+experiments:
+  T1w: {recipe: RECIPE, folded: false}
+  none: {recipe: RECIPE, source: T1w, set: {sequence: T2w, transfer: {mechanism: none}}}
+  FC: {recipe: RECIPE, source: T1w, set: {sequence: T2w, transfer: {mechanism: conservative}}}
+depths: [FC]
+timed: [FC]
+reference: FC
+tables:
+  table3: {caption: "Both.", experiments: [none, FC], folds: true}
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "tiny.yaml").write_text(STUDY.replace("RECIPE", str(folder / "recipe.yaml")))
+    (folder / "recipe.yaml").write_text(RECIPE)
+    assert main(["study", str(folder / "tiny.yaml"), "--output", str(folder / "run")]) == 0
+    return folder
+
+
+def test_everything_that_is_promised_is_there(done):
+    run = done / "run"
+    for file in ("scores.csv", "trials.csv", "report.html", "tables/table3.csv", "tables/table3.tex",
+                 "tables/trainings.csv", "tables/validation_bone.csv", "figures/depth.svg",
+                 "figures/time.svg", "cohort/cohort.tsv",
+                 "trials/FC/fold2/segmenter/segmenter.json"):  # fmt: skip
+        assert (run / file).stat().st_size, file
+    page = (run / "report.html").read_text()
+    assert "synthetic" in page and "FC" in page and "Both." in page
+
+
+def test_the_same_command_trains_nothing_again_and_prints_the_same(done, capsys, monkeypatch):
+    monkeypatch.setattr(crossval, "train_recipe", None)
+    texts = []
+    for _ in range(2):
+        assert main(["study", str(done / "tiny.yaml"), "--output", str(done / "run")]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert "Both." in texts[0] and "report: " in texts[0]
+
+
+def test_a_folder_of_another_study_is_refused(done, capsys):
+    words = ["study", str(done / "tiny.yaml"), "--output", str(done / "run"), "--change", "seed=3"]
+    assert main(words) == 2
+    assert "begun with another seed" in capsys.readouterr().err
+
+
+def test_crossval_scores_every_subject_unseen(done, capsys):
+    cohort = done / "run/cohort/cohort.tsv"
+    source = done / "run/trials/T1w/once/segmenter"
+    words = ["crossval", str(done / "recipe.yaml"), "--from", str(source), "--data", str(cohort)]
+    words += ["--output", str(done / "folds"), "--folds", "2", "--set", "sequence=T2w", "--set"]
+    assert main([*words, "transfer={mechanism: none}"]) == 0
+    text = capsys.readouterr().out
+    assert "Every training subject." in text and "Test subjects." in text
+    assert main([*words, "transfer={mechanism: none}", "--grid", "nonsense"]) == 2
+    assert "A grid is KEY=V1,V2" in capsys.readouterr().err
+
+
+def test_studies_are_listed_and_need_a_folder(capsys):
+    assert main(["study"]) == 0
+    text = capsys.readouterr().out
+    assert "phantom_transfer" in text and "its own" in text and "--data" in text
+    assert main(["study", "phantom_transfer"]) == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_a_study_without_a_cohort_of_its_own_needs_scans(capsys, tmp_path):
+    assert main(["study", "mecheter2023", "--output", str(tmp_path)]) == 2
+    assert "--data cohort.tsv" in capsys.readouterr().err
+
+
+def test_the_cohort_keeps_apart_who_has_labels_for_what(tmp_path):
+    phantom = Phantom(sources=2, targets=1, tests=1, shape=(16, 16, 16), seed=3)
+    cases = make_cohort(phantom, "T2w", tmp_path)
+    found = {c.subject: (sorted(c.images), sorted(c.labels), c.split) for c in cases}
+    assert found == {
+        "source-phantom001": (["T1w"], ["T1w"], "train"),
+        "source-phantom002": (["T1w"], ["T1w"], "train"),
+        "target-phantom001": (["T1w", "T2w"], ["T2w"], "train"),
+        "test-phantom001": (["T1w", "T2w"], ["T1w", "T2w"], "test"),
+    }
+    heads = [read_volume(c.images["T1w"])[0] for c in cases]
+    assert all((a != b).any() for i, a in enumerate(heads) for b in heads[:i])  # no head twice
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nii.gz")}
+    assert make_cohort(phantom, "T2w", tmp_path) == cases == read_cases(tmp_path / "cohort.tsv")
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nii.gz")}
