@@ -50,7 +50,8 @@ def pseudo_label(
         segmenter: trained on ``labels_from``. The probabilities are taken as it gives them, before its
             clean-up of label maps.
         cases: subjects; those with both scans are labelled, whatever labels and CT they have.
-        output: folder for the label maps and their sidecars, ``<subject>_<sequence>_dseg.nii.gz``.
+        output: folder for the label maps and their sidecars, ``<subject>_<sequence>_dseg.nii.gz``
+            (with ``_ses-<session>`` after the subject where there are sessions).
         sequence: of the scans to label.
         labels_from: sequence that is segmented.
         seed: of the registration's random samples.
@@ -80,7 +81,7 @@ def pseudo_label(
             try:
                 _label(segmenter, case, sequence, labels_from, origin)
             except InputError as reason:
-                raise InputError(f"Subject {case.subject}, {labels_from} to {sequence}: {reason}") from reason
+                raise InputError(f"Subject {case.name}, {labels_from} to {sequence}: {reason}") from reason
     return planned
 
 
@@ -90,7 +91,7 @@ def plan(cases: Sequence[Case], output: str | Path, *, sequence: str, labels_fro
     for case in cases:
         labels = {name: file for name, file in case.labels.items() if name != sequence}
         if sequence in case.images and labels_from in case.images:
-            labels[sequence] = Path(output) / f"{case.subject}_{sequence}_dseg.nii.gz"
+            labels[sequence] = Path(output) / f"{case.name}_{sequence}_dseg.nii.gz"
         planned.append(dataclasses.replace(case, labels=labels))
     return planned
 

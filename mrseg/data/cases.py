@@ -33,6 +33,7 @@ class Case:
         ct: CT file, on its own grid, or None.
         labels: sequence -> label file on that image's grid.
         split: "train", "val", "test", or "" for none.
+        session: which visit of the subject; "" where there is one only.
     """
 
     subject: str
@@ -40,23 +41,30 @@ class Case:
     ct: Path | None = None
     labels: dict[str, Path] = field(default_factory=dict)
     split: str = ""
+    session: str = ""
+
+    @property
+    def name(self) -> str:
+        """The subject, with ``_ses-<session>`` if there is one: a name of this case alone."""
+        return f"{self.subject}_ses-{self.session}" if self.session else self.subject
 
 
 def read_cases(tsv: str | Path) -> list[Case]:
-    """Reads a table of cases, one row per subject.
+    """Reads a table of cases, one row per subject, or per subject and session.
 
-    Columns: ``subject``; one per sequence, named as the sequence (``T1w``); optional ``ct``, ``split``, and
-    ``labels`` or ``labels_<sequence>``. ``labels`` belongs to every sequence of the row on whose grid it lies
-    (the headers are compared if there are several). Paths are relative to the table's folder; an empty
-    cell or ``n/a`` is a missing one.
+    Columns: ``subject``; one per sequence, named as the sequence (``T1w``); optional ``session``, ``ct``,
+    ``split``, and ``labels`` or ``labels_<sequence>``. ``labels`` belongs to every sequence of the row on
+    whose grid it lies (the headers are compared if there are several). Paths are relative to the table's
+    folder; an empty cell or ``n/a`` is a missing one.
 
     Args:
         tsv: tab-separated UTF-8 text with a header line.
 
     Raises:
         FileNotFoundError: the table, or a file it names (with row and column).
-        InputError: no ``subject`` column, an empty table, a subject in two rows, an unknown split, a row
-            without an image, labels for a sequence the row lacks or on the grid of none.
+        InputError: no ``subject`` column, an empty table, a subject in two rows of one session or in two
+            splits, an unknown split, a row without an image, labels for a sequence the row lacks or on the
+            grid of none.
 
     Example:
         A table of two subjects (columns separated by one tab)::
@@ -70,14 +78,15 @@ def read_cases(tsv: str | Path) -> list[Case]:
     cases = [_case(tsv, number, row) for number, row in rows]
     seen: dict[str, tuple[int, Case]] = {}
     for (number, _), case in zip(rows, cases, strict=True):
-        if case.subject in seen:
-            first, other = seen[case.subject]
+        if case.name in seen:
+            first, other = seen[case.name]
             raise error(
-                f"{tsv}: a subject has one row.",
-                f"{case.subject} in row {first} (split {other.split!r}) and row {number} ({case.split!r})",
-                "Remove one, or put both sequences of the subject in one row.",
+                f"{tsv}: a subject has one row, or one for each session.",
+                f"{case.name} in row {first} (split {other.split!r}) and row {number} ({case.split!r})",
+                "Remove one, put both sequences of the subject in one row, or fill a column 'session'.",
             )
-        seen[case.subject] = (number, case)
+        seen[case.name] = (number, case)
+    check_splits(cases, required=())
     return cases
 
 
@@ -95,7 +104,9 @@ def write_cases(cases: Iterable[Case], tsv: str | Path) -> None:
     sequences = list(dict.fromkeys(name for case in cases for name in case.images))
     labelled = [name for name in sequences if any(name in case.labels for case in cases)]
     has_ct = ["ct"] if any(case.ct for case in cases) else []
-    columns = ["subject", *sequences, *has_ct, *(_LABELS_OF + name for name in labelled), "split"]
+    has_session = ["session"] if any(case.session for case in cases) else []
+    labels = [_LABELS_OF + name for name in labelled]
+    columns = ["subject", *has_session, *sequences, *has_ct, *labels, "split"]
     with atomic_file(tsv) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow(columns)
@@ -103,7 +114,8 @@ def write_cases(cases: Iterable[Case], tsv: str | Path) -> None:
             files = [case.images.get(name) for name in sequences]
             files += [case.ct] if has_ct else []
             files += [case.labels.get(name) for name in labelled]
-            writer.writerow([case.subject, *(_cell(file, tsv.parent) for file in files), case.split or "n/a"])
+            named = [case.subject, *([case.session or "n/a"] if has_session else [])]
+            writer.writerow([*named, *(_cell(file, tsv.parent) for file in files), case.split or "n/a"])
 
 
 def select(cases: Iterable[Case], split: str) -> list[Case]:
@@ -217,6 +229,7 @@ def _case(tsv: Path, number: int, row: Mapping[str, str]) -> Case:
     filled = {column: cell for column, cell in row.items() if cell not in _ABSENT}
     where = f"{tsv}, row {number}"
     subject, split = filled.pop("subject", None), filled.pop("split", "")
+    session = filled.pop("session", "")
     if subject is None:
         raise error(f"{where}: every row names its subject.", dict(row))
     if split:
@@ -236,14 +249,15 @@ def _case(tsv: Path, number: int, row: Mapping[str, str]) -> Case:
             )
     if shared is not None:
         labels = {**{sequence: shared for sequence in _on_grid(where, shared, files)}, **labels}
-    return Case(subject, files, ct, labels, split)
+    return Case(subject, files, ct, labels, split, session)
 
 
 def _file(where: str, column: str, path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(
             f"{where}, column {column}: the file must exist. Received: {path}. Paths start from "
-            "the table's folder; columns besides subject, ct, labels, labels_<sequence>, split are sequences."
+            "the table's folder; columns besides subject, session, ct, labels, labels_<sequence>, split are "
+            "sequences."
         )
     return path
 

@@ -1,20 +1,50 @@
-"""Known data sets, from their folder to cases. Nothing is downloaded."""
+"""Known data sets, from their folder to cases. Nothing is downloaded.
+
+A reader names every file that it needs and does not find, and logs what it does not know. Its docstring says
+where the layout was read. Of these sets only IBSR18, in the course's layout, was at hand when it was written.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from mrseg._checks import error, existing_folder
+from mrseg._checks import error
+from mrseg.data.archive_sets import (
+    SeriesFolder,
+    series_folders,
+    synthrad2023,
+    synthrad_subjects,
+    tcga_gbm,
+    tcga_patients,
+)
+from mrseg.data.bids import bids, is_bids
 from mrseg.data.cases import Case, read_cases
+from mrseg.data.tissue_sets import (
+    ibsr18,
+    is_ibsr18,
+    is_mrbrains13,
+    is_neobrains12,
+    mrbrains13,
+    neobrains12,
+)
 
-# The layout of the course that Islam and Tabassum (2025) took part in. Its test set was published without
-# labels, so the
-# validation set is what results are reported on: it is our test split and decides nothing in training.
-_IBSR18_SETS = {"Training_Set": "train", "Validation_Set": "test", "Test_Set": ""}
+__all__ = [
+    "SeriesFolder", "bids", "ibsr18", "mrbrains13", "neobrains12", "read_cohort", "series_folders",
+    "synthrad2023", "tcga_gbm",
+]  # fmt: skip
+
+_READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path], list[Case]]], ...] = (
+    (is_bids, bids),
+    (is_ibsr18, ibsr18),
+    (is_mrbrains13, mrbrains13),
+    (is_neobrains12, neobrains12),
+    (lambda folder: bool(synthrad_subjects(folder)), synthrad2023),
+)
 
 
 def read_cohort(path: str | Path) -> list[Case]:
-    """Returns the cases of a manifest (``.tsv``) or of a folder whose data set is known.
+    """Returns the cases of a manifest (``.tsv``), a BIDS folder, or a folder whose data set is known.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -25,59 +55,18 @@ def read_cohort(path: str | Path) -> list[Case]:
         return read_cases(path)
     if (path / "cohort.tsv").is_file():
         return read_cases(path / "cohort.tsv")
-    if any((path / name).is_dir() for name in _IBSR18_SETS):
-        return ibsr18(path)
+    for known, reader in _READERS:
+        if known(path):
+            return reader(path)
+    if tcga_patients(path):
+        raise error(
+            "TCGA-GBM holds many DICOM series of a patient, and one has to be chosen.",
+            path,
+            "mrseg.data.datasets.series_folders lists them; tcga_gbm(folder, series='*PERF*') makes cases.",
+        )
     raise error(
-        "A folder of scans holds cohort.tsv, or the layout of a known data set (IBSR18).",
+        "A folder of scans holds cohort.tsv, BIDS (sub-*), or the layout of a known data set (IBSR18, "
+        "MRBrainS13, NeoBrainS12, SynthRAD2023).",
         f"{path} with {sorted(entry.name for entry in path.iterdir())[:5]}",
         "Write a manifest: mrseg prepare --help shows one.",
     )
-
-
-def ibsr18(folder: str | Path) -> list[Case]:
-    """Returns the cases of IBSR18 in the layout of Islam and Tabassum 2025.
-
-    Args:
-        folder: holds ``Training_Set``, ``Validation_Set`` and ``Test_Set`` (at least one of them), each with
-            ``IBSR_xx/IBSR_xx.nii.gz`` (skull-stripped T1-w) and ``IBSR_xx/IBSR_xx_seg.nii.gz``
-            (``mrseg.data.labels.TISSUE_CLASSES``). The test set was published without labels.
-
-    Returns:
-        Cases sorted by set and subject, sequence "T1w"; split "train" for the training set, "test" for the
-        validation set, and none for the unlabelled test set.
-
-    Raises:
-        FileNotFoundError: the folder, or files of it; all missing ones are named.
-        InputError: no set or no subject in the folder.
-
-    Reference:
-        Islam and Tabassum 2025, Data; IBSR18: Center for Morphometric Analysis,
-        Massachusetts General Hospital.
-    """
-    folder = existing_folder(folder)
-    subjects = [
-        (subject, split)
-        for name, split in _IBSR18_SETS.items()
-        for subject in sorted((folder / name).glob("IBSR_*"))
-        if subject.is_dir()
-    ]
-    if not subjects:
-        raise error(
-            "The IBSR18 folder holds Training_Set/IBSR_xx, Validation_Set/IBSR_xx or Test_Set/IBSR_xx.",
-            f"{folder} with {sorted(entry.name for entry in folder.iterdir())[:5]}",
-            "Pass the folder above the sets; IBSR18 itself comes from www.nitrc.org/projects/ibsr.",
-        )
-    missing: list[Path] = []
-    cases = []
-    for subject, split in subjects:
-        image, labels = (subject / f"{subject.name}{ending}.nii.gz" for ending in ("", "_seg"))
-        needed = [image, labels] if split else [image]
-        missing += [file for file in needed if not file.is_file()]
-        labels_of = {"T1w": labels} if labels.is_file() else {}
-        cases.append(Case(subject.name, {"T1w": image}, None, labels_of, split))
-    if missing:
-        raise FileNotFoundError(
-            "Every IBSR18 subject has its image, and labels outside the test set. Received: a folder without "
-            f"{', '.join(str(file) for file in missing)}. Copy the missing files again."
-        )
-    return cases

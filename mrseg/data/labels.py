@@ -14,6 +14,13 @@ from mrseg.data.io import CT_PADDING_BELOW_HU
 ATTENUATION_CLASSES = ("air", "soft", "bone")
 #: The tissue classes of IBSR18, in its own numbering.
 TISSUE_CLASSES = ("background", "csf", "gm", "wm")
+#: The classes of MRBrainS13's LabelsForTraining, in their own numbering (mrbrains13.isi.uu.nl/data).
+MRBRAINS13_CLASSES = (
+    "background", "cogm", "bg", "wm", "wml", "csf", "ventricles", "cerebellum", "brainstem",
+)  # fmt: skip
+#: How MRBrainS13 merges them to ``TISSUE_CLASSES``: cortex and basal ganglia, white matter and its lesions,
+#: CSF outside and inside. Cerebellum and brain stem, which it does not score, become 255 (ignore).
+MRBRAINS13_TO_TISSUE = {0: 0, 1: 2, 2: 2, 3: 3, 4: 3, 5: 1, 6: 1, 7: 255, 8: 255}
 #: The classes of a brain mask (alkhimova2022).
 BRAIN_CLASSES = ("background", "brain")
 #: Air below -500 HU and bone above 600 HU (Mecheter et al. 2020 and 2023).

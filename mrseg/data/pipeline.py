@@ -73,7 +73,7 @@ def random_contrast_examples(
         InputError: as `load_example`.
     """
     image, labels = _read(case, sequence, num_classes)
-    name = [*hashlib.sha256(f"{case.subject} {sequence}".encode()).digest()]
+    name = [*hashlib.sha256(f"{case.name} {sequence}".encode()).digest()]
     made: list[Example] = []
     for number in range(contrasts.count):
         rng = np.random.default_rng([contrasts.seed, number, *name])

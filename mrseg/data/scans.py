@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from mrseg._checks import error
+from mrseg.data.bids import bids_files, bids_names, is_bids
 from mrseg.data.datasets import read_cohort
-
-_NAME = re.compile(
-    r"sub-(?P<subject>[a-zA-Z0-9]+)(?:_ses-(?P<session>[a-zA-Z0-9]+))?(?P<entities>(?:_[a-z]+-[a-zA-Z0-9]+)*)"
-    r"_(?P<suffix>[a-zA-Z0-9]+)\.nii(?:\.gz)?"
-)
 
 
 @dataclass(frozen=True)
@@ -46,8 +41,8 @@ def find_scans(data: str | Path, sequence: str) -> tuple[list[Scan], dict[str, s
         InputError: no scan of the sequence, or two subjects of a manifest whose names become one BIDS label.
     """
     data = Path(data)
-    is_bids = data.is_dir() and not (data / "cohort.tsv").is_file() and any(data.glob("sub-*"))
-    scans, unknown, other = _bids_scans(data, sequence) if is_bids else _manifest_scans(data, sequence)
+    as_bids = data.is_dir() and not (data / "cohort.tsv").is_file() and is_bids(data)
+    scans, unknown, other = _bids_scans(data, sequence) if as_bids else _manifest_scans(data, sequence)
     if not scans:
         left_out = "; ".join(f"{name}: {reason}" for name, reason in list(unknown.items())[:3])
         raise error(
@@ -59,30 +54,9 @@ def find_scans(data: str | Path, sequence: str) -> tuple[list[Scan], dict[str, s
 
 
 def _bids_scans(data: Path, sequence: str) -> tuple[list[Scan], dict[str, str], set[str]]:
-    scans: dict[str, Scan] = {}
-    unknown: dict[str, str] = {}
-    other: set[str] = set()
-    for folder in sorted([*data.glob("sub-*/anat"), *data.glob("sub-*/ses-*/anat")]):
-        for path in sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz"))):
-            name = path.relative_to(data).as_posix()
-            match = _NAME.fullmatch(path.name)
-            if not match:
-                unknown[name] = "the name is not sub-<label>[_ses-<label>][_<key>-<value>...]_<suffix>"
-                continue
-            session = match["session"]
-            place = Path(f"sub-{match['subject']}", *([f"ses-{session}"] if session else []), "anat")
-            stem = path.name.split(".")[0].removesuffix(f"_{match['suffix']}")
-            if place != folder.relative_to(data):
-                unknown[name] = f"the name belongs into {place}"
-            elif match["suffix"] != sequence:
-                other.add(match["suffix"])
-            elif "_desc-" in stem:
-                unknown[name] = "a derivative (desc-), not a scan"
-            elif stem in scans:
-                unknown[name] = "a second file of one name, .nii and .nii.gz"
-            else:
-                scans[stem] = Scan(path, stem, place)
-    return list(scans.values()), unknown, other
+    files, unknown = bids_files(data, datatypes=("anat",))
+    scans = [Scan(file.path, file.stem, file.place) for file in files if file.suffix == sequence]
+    return scans, unknown, {file.suffix for file in files if file.suffix != sequence}
 
 
 def _manifest_scans(data: Path, sequence: str) -> tuple[list[Scan], dict[str, str], set[str]]:
@@ -91,18 +65,17 @@ def _manifest_scans(data: Path, sequence: str) -> tuple[list[Scan], dict[str, st
     other: set[str] = set()
     names: dict[str, str] = {}
     for case in read_cohort(data):
-        label = re.sub("[^a-zA-Z0-9]", "", case.subject.removeprefix("sub-"))
-        stem = f"sub-{label}"
-        if not label or stem in names:
+        stem, folder = bids_names(case)
+        if stem in names:
             raise error(
                 "Subjects' names differ in their letters and digits, which BIDS keeps.",
-                f"{case.subject!r}" + (f" and {names[stem]!r}" if stem in names else ""),
+                f"{case.name!r} and {names[stem]!r}",
                 "Rename one in the manifest.",
             )
-        names[stem] = case.subject
+        names[stem] = case.name
         if sequence in case.images:
-            scans[stem] = Scan(case.images[sequence], stem, Path(stem, "anat"))
+            scans[stem] = Scan(case.images[sequence], stem, folder)
         else:
             other |= set(case.images)
-            unknown[case.subject] = f"no {sequence} image in the manifest"
+            unknown[case.name] = f"no {sequence} image in the manifest"
     return list(scans.values()), unknown, other
