@@ -93,9 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="another seed makes other heads (default: 0)")
 
     prepare = command("prepare", _prepare, "make labels from CT for every MR scan of a manifest", MANIFEST)
-    prepare.add_argument("manifest", type=Path, help="TSV table of subjects")
     prepare.add_argument(
-        "--output", type=Path, required=True, help="folder for labels, pictures and cohort.tsv"
+        "manifest", type=Path, help="TSV table of subjects, BIDS folder, or folder of a known data set"
+    )
+    prepare.add_argument(
+        "--output", type=Path, required=True, help="folder for labels, pictures, cohort.tsv and quality.html"
     )
     prepare.add_argument(
         "--thresholds-hu", type=float, nargs=2, default=(-500.0, 600.0), metavar=("AIR", "BONE"),
@@ -290,17 +292,18 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from mrseg.data.cases import read_cases
+    from mrseg.data.datasets import read_cohort
     from mrseg.formats import write_csv
     from mrseg.preparation import Labelling, prepare
 
     stages = () if options.registered else ("rigid", "bspline")
     labelling = Labelling(tuple(options.thresholds_hu), stages, options.seed)
     cases, quality = prepare(
-        read_cases(options.manifest), options.output, labelling=labelling, workers=options.workers
+        read_cohort(options.manifest), options.output, labelling=labelling, workers=options.workers
     )
     write_csv(quality, options.output / "quality.csv")
     print(f"{len(quality)} scans of {len(cases)} subjects labelled: {options.output / 'cohort.tsv'}")
+    print(f"quality: {options.output / 'quality.html'}")
 
 
 def _train(options: argparse.Namespace) -> None:

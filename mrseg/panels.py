@@ -14,19 +14,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from scipy import ndimage
 
 from mrseg._checks import IGNORE_LABEL, choice, error
-
-#: Colours that stay apart for the colour-blind. M. Okabe and K. Ito, "Color Universal Design", 2008.
-OKABE_ITO = {
-    "orange": "#E69F00",
-    "sky": "#56B4E9",
-    "green": "#009E73",
-    "yellow": "#F0E442",
-    "blue": "#0072B2",
-    "vermillion": "#D55E00",
-    "purple": "#CC79A7",
-}
 
 SIDES = ("radiological", "neurological")
 STYLES = ("fill", "contour", "both")
@@ -248,6 +238,45 @@ def draw_panels(
     _headline(figure, title, frame.side, _GAP_MM * inch)
     _legend(figure, key or {}, _GAP_MM * inch)
     return figure
+
+
+def strip(frame: Frame, labels: np.ndarray, colours: Sequence[str | None], width_px: int) -> np.ndarray:
+    """The three planes side by side without a word, labels as outlines one pixel wide: for small pictures.
+
+    Args:
+        frame: how a volume is cut.
+        labels: class per voxel, (x, y, z).
+        colours: colour of class i at place i; None is not drawn.
+        width_px: of the whole strip.
+
+    Returns:
+        uint8 (rows, ``width_px``, rgb), black around the planes.
+    """
+    gap = 6
+    sizes = [frame.size_mm(axis) for axis in PLANE_ORDER]
+    per_mm = (width_px - gap * (len(sizes) - 1)) / sum(width for width, _ in sizes)
+    strip_ = np.zeros((max(round(height * per_mm) for _, height in sizes), width_px, 3))
+    left = 0.0
+    for axis, (width, height) in zip(PLANE_ORDER, sizes, strict=True):
+        shape = round(height * per_mm), round(width * per_mm)
+        grey = _sized(_windowed(frame.cut(frame.image, axis), frame.window), shape, order=1)
+        plane = np.repeat(grey[..., None], 3, axis=-1)
+        of = _sized(frame.cut(labels, axis), shape, order=0)
+        for index, colour in enumerate(colours):
+            inside = of == index
+            if colour is not None:
+                plane[inside & ~ndimage.binary_erosion(inside)] = to_rgb(colour)
+        top, start = (strip_.shape[0] - shape[0]) // 2, round(left)
+        strip_[top : top + shape[0], start : start + shape[1]] = plane[:, : width_px - start]
+        left += width * per_mm + gap
+    return np.round(255 * strip_).astype(np.uint8)
+
+
+def _sized(plane: np.ndarray, shape: tuple[int, int], *, order: int) -> np.ndarray:
+    """The plane in another number of pixels; their centres lie evenly in the same rectangle."""
+    rows, columns = ((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(shape, plane.shape, strict=True))
+    at = np.meshgrid(rows, columns, indexing="ij")
+    return ndimage.map_coordinates(plane, at, order=order, mode="nearest")
 
 
 def _headline(figure: Figure, title: str, side: str, edge_in: float) -> None:

@@ -13,26 +13,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from mrseg._checks import IGNORE_LABEL, choice, error
 from mrseg._files import atomic_file
-from mrseg.panels import OKABE_ITO, PLANE_ORDER, Frame, Layer, Panel, View, draw_panels, slices_through
+from mrseg.data.labels import CLASS_COLOURS, OKABE_ITO, class_colours
+from mrseg.panels import PLANE_ORDER, Frame, Layer, Panel, View, draw_panels, slices_through, strip
 
 __all__ = [
     "CLASS_COLOURS", "View", "class_colours", "comparison", "overlay", "registration_check", "save_png",
-    "slices_through", "to_png",
+    "slices_through", "thumbnail", "to_png",
 ]  # fmt: skip
-
-#: The colour of a class by its name; None is not drawn. Other names take the palette in order.
-CLASS_COLOURS: dict[str, str | None] = {
-    "air": None,
-    "background": None,
-    "soft": OKABE_ITO["sky"],
-    "bone": OKABE_ITO["orange"],
-    "csf": OKABE_ITO["sky"],
-    "gm": OKABE_ITO["orange"],
-    "wm": OKABE_ITO["purple"],
-}
 
 _MISSED, _ADDED = OKABE_ITO["vermillion"], OKABE_ITO["green"]
 _DEFAULT = View()
@@ -184,30 +175,32 @@ def registration_check(
     return draw_panels(panels, frame, title=title, key=key)
 
 
-def class_colours(
-    class_names: Sequence[str], colours: Mapping[str, str | None] | None = None
-) -> tuple[str | None, ...]:
-    """The colour of each class: from ``colours``, else `CLASS_COLOURS`, else the palette.
+def thumbnail(
+    image: np.ndarray,
+    labels: np.ndarray,
+    *,
+    class_names: Sequence[str],
+    spacing_mm: Sequence[float],
+    width_px: int = 420,
+    view: View = _DEFAULT,
+) -> bytes:
+    """Draws outlines of labels over an image in three planes, small and without a word.
 
-    A class 0 that is in neither is not drawn. Up to seven classes have colours of their own.
+    Args:
+        image, labels, class_names, spacing_mm: as for `overlay`.
+        width_px: of the picture.
+        view: slices, side and colours.
 
-    Raises:
-        InputError: ``colours`` names a class that is not there.
+    Returns:
+        PNG.
     """
-    for name in colours or {}:
-        choice("A class with a colour", name, class_names)
-    known = {**CLASS_COLOURS, **(colours or {})}
-    taken = {known.get(name) for name in class_names}
-    spare = [colour for colour in OKABE_ITO.values() if colour not in taken] or list(OKABE_ITO.values())
-    chosen: list[str | None] = []
-    used = 0
-    for index, name in enumerate(class_names):
-        if name in known or index == 0:
-            chosen.append(known.get(name))
-        else:
-            chosen.append(spare[used % len(spare)])
-            used += 1
-    return tuple(chosen)
+    _check(spacing_mm, image=image, labels=labels)
+    _check_labels("labels", labels, class_names)
+    frame = Frame(image, labels, _structure(labels, class_names, view.focus), spacing_mm, view)
+    buffer = io.BytesIO()
+    colours = class_colours(class_names, view.colours)
+    imsave(buffer, strip(frame, labels, colours, width_px), format="png", metadata={"Software": "mrseg"})
+    return buffer.getvalue()
 
 
 def to_png(figure: Figure, *, dpi: int = 200) -> bytes:

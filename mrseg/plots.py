@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mrseg._checks import choice, error, existing_file
-from mrseg.panels import OKABE_ITO
+from mrseg.data.labels import OKABE_ITO
 from mrseg.tables import metric_title
 from mrseg.theme import FAINT, INK, WIDTH_IN, headline, new_figure, plain_axes
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +15,9 @@ from mrseg._checks import InputError, error, existing_file
 from mrseg._files import atomic_file, checksum, writable_folder
 from mrseg.data.geometry import Volume, to_canonical, voxel_sizes
 from mrseg.data.io import nifti_path, read_sidecar, read_volume, sidecar_path, write_labels, write_volume
+from mrseg.data.labels import write_label_table
 from mrseg.data.scans import find_scans
+from mrseg.derivatives import describe, generated_by, write_json
 from mrseg.maps import Maps
 from mrseg.passes import DEFAULT, Inference
 from mrseg.pictures import overlay, save_png
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 Row = dict[str, str]
 WRITTEN, THERE, FAILED, UNKNOWN = "written", "there already", "failed", "not understood"
 
-_BIDS_VERSION = "1.9.0"
 _MEANING = {
     "entropy": "Entropy of the class probabilities divided by log(classes): 0 certain, 1 all classes equal.",
     "mirror": "Variance of the class probabilities over mirrored inputs, mean over classes.",
@@ -116,7 +115,7 @@ def predict_cohort(
     output = writable_folder(output)
     if output.resolve() == Path(data).resolve():
         raise error("Derivatives go into a folder of their own.", output)
-    _describe(output)
+    describe(output, "mrseg: segmentations")
     origin = {"sequence": sequence, **_origin(segmenter, inference)}
     rows = []
     for scan in tqdm(scans, desc=f"segmenting {sequence}", unit="scan", disable=not progress):
@@ -160,19 +159,16 @@ def _write(
     )
     names = segmenter.class_names
     if maps.probabilities is not None:
-        _write_json(files["probabilities"], {"LabelMap": list(names), "GeneratedBy": _generated_by()})
+        write_json(
+            sidecar_path(files["probabilities"]), {"LabelMap": list(names), "GeneratedBy": generated_by()}
+        )
         _write_probabilities(files["probabilities"], maps)
     if maps.uncertainty is not None:
-        meaning = {"Description": _MEANING[str(inference.uncertainty)], "GeneratedBy": _generated_by()}
-        _write_json(files["uncertainty"], meaning)
+        meaning = {"Description": _MEANING[str(inference.uncertainty)], "GeneratedBy": generated_by()}
+        write_json(sidecar_path(files["uncertainty"]), meaning)
         write_volume(files["uncertainty"], maps.uncertainty, maps.affine)
     if "table" in files:
-        with (
-            atomic_file(files["table"]) as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as stream,
-        ):
-            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-            writer.writerows([("index", "name"), *enumerate(names)])
+        write_label_table(files["table"], names)
     array, affine = to_canonical(volume)
     figure = overlay(
         array,
@@ -239,40 +235,6 @@ def _complete(files: Mapping[str, Path], origin: Mapping[str, Any]) -> bool:
         )
     same = all(known.get(key) == origin[key] for key in ("segmenter_digest", "inference", "input_sha256"))
     return same and all(path.is_file() for path in files.values())
-
-
-def _describe(output: Path) -> None:
-    """Writes dataset_description.json, unless the folder is somebody else's."""
-    path = output / "dataset_description.json"
-    if path.exists():
-        try:
-            makers = [maker["Name"] for maker in json.loads(path.read_text(encoding="utf-8"))["GeneratedBy"]]
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-            makers = []
-        if "mrseg" not in makers:
-            raise error(
-                "Derivatives go into a folder of their own.",
-                f"{output}, whose dataset_description.json is not mrseg's",
-                f"Name another folder, say {output / 'derivatives' / 'mrseg'}.",
-            )
-    _write_json(
-        path,
-        {
-            "Name": "mrseg: segmentations",
-            "BIDSVersion": _BIDS_VERSION,
-            "DatasetType": "derivative",
-            "GeneratedBy": _generated_by(),
-        },
-    )
-
-
-def _generated_by() -> list[dict[str, str]]:
-    return [{"Name": "mrseg", "Version": __version__}]
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_file(path if path.suffix == ".json" else sidecar_path(path)) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_probabilities(path: Path, maps: Maps) -> None:

@@ -9,19 +9,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mrseg._checks import InputError, error
-from mrseg._files import checksum, writable_folder
+import numpy as np
+
+from mrseg import __version__
+from mrseg._checks import IGNORE_LABEL, InputError, error
+from mrseg._files import atomic_file, checksum, writable_folder
+from mrseg.data.bids import bids_names
 from mrseg.data.cases import Case, write_cases
-from mrseg.data.geometry import check_same_grid, to_canonical, voxel_sizes
+from mrseg.data.geometry import Volume, check_same_grid, to_canonical, voxel_sizes
 from mrseg.data.io import read_ct, read_sidecar, read_volume, write_labels
-from mrseg.data.labels import ATTENUATION_CLASSES, class_fractions, hu_to_labels
+from mrseg.data.labels import ATTENUATION_CLASSES, class_fractions, hu_to_labels, write_label_table
 from mrseg.data.registration import apply_transform, check_quality, register, save_registration
+from mrseg.derivatives import describe
 from mrseg.jobs import run_jobs
-from mrseg.pictures import registration_check, save_png
+from mrseg.pictures import View, registration_check, save_png, thumbnail
+from mrseg.quality import scan_figures, write_quality
 
 Row = dict[str, Any]
 
@@ -55,37 +63,54 @@ def prepare(
 
     Args:
         cases: subjects with images and ``ct``.
-        output: folder for ``labels/`` (NIfTI and sidecars), ``pictures/``, ``registrations/`` and
-            ``cohort.tsv``.
+        output: folder of BIDS derivatives: ``sub-01/anat/sub-01_space-T1w_dseg.nii.gz`` (labels on the grid
+            of the T1-w scan) with ``.tsv`` (label table) and ``.json`` (origin); beside them ``pictures/``,
+            ``registrations/``, ``cohort.tsv`` and the page ``quality.html``.
         labelling: thresholds and registration.
         workers: processes that share the scans; more than one needs a script with the guard
             ``if __name__ == "__main__"``. The labels do not depend on it.
         progress: show a bar.
 
     Returns:
-        The cases with ``labels`` filled in, and one quality row per scan: grid, registration figures, class
-        fractions.
+        The cases with ``labels`` filled in, and one quality row per scan: grid, intensities, registration
+        figures, class fractions.
 
     Raises:
-        InputError: a case has no CT; a registration failed; nothing of that scan is written.
+        InputError: a case has no CT; two have one name in BIDS; the folder is another data set's; a
+            registration failed: nothing of that scan is written, the others are, and ``quality.html`` has
+            all.
     """
-    output = writable_folder(output)
     for case in cases:
         if case.ct is None:
-            raise error(
-                f"Subject {case.subject} needs a CT to make labels from.", "none", "Add a column 'ct'."
-            )
+            raise error(f"Subject {case.name} needs a CT to make labels from.", "none", "Add a column 'ct'.")
+    twice = [name for name, count in Counter(bids_names(case)[0] for case in cases).items() if count > 1]
+    if twice:
+        raise error(
+            "Subjects' names differ in their letters and digits, which BIDS keeps.",
+            f"several {', '.join(twice[:5])}",
+            "Rename one, or fill the column 'session'.",
+        )
+    output = writable_folder(output)
+    describe(output, "mrseg: labels from CT")
     scans = [
-        _Scan(case.subject, name, image, case.ct, output)
+        _Scan(case.name, *bids_names(case), name, image, case.ct, output)
         for case in cases
         for name, image in case.images.items()
         if case.ct
     ]
     job = functools.partial(_prepare_scan, labelling=labelling)
     quality = run_jobs(job, scans, workers=workers, desc="preparing", unit="scan", progress=progress)
+    write_quality([{**row, **scan.pictures} for row, scan in zip(quality, scans, strict=True)], output,
+                  {"mrseg": __version__, **dataclasses.asdict(labelling)})  # fmt: skip
+    refused = [row for row in quality if "refused" in row]
+    if refused:
+        raise InputError(
+            f"Subject {refused[0]['subject']}, {refused[0]['sequence']}: {refused[0]['refused']}"
+            + (f" ({len(refused) - 1} more in {output / 'quality.html'})" if len(refused) > 1 else "")
+        )
     labels = {(scan.subject, scan.sequence): scan.labels for scan in scans}
     prepared = [
-        dataclasses.replace(case, labels={name: labels[case.subject, name] for name in case.images})
+        dataclasses.replace(case, labels={name: labels[case.name, name] for name in case.images})
         for case in cases
     ]
     write_cases(prepared, output / "cohort.tsv")
@@ -97,6 +122,8 @@ class _Scan:
     """One scan to label, and where its results go."""
 
     subject: str
+    bids: str
+    place: Path
     sequence: str
     image: Path
     ct: Path
@@ -104,15 +131,29 @@ class _Scan:
 
     @property
     def stem(self) -> str:
-        return f"{self.subject}_{self.sequence}"
+        return f"{self.bids}_space-{re.sub('[^a-zA-Z0-9]', '', self.sequence)}"
 
     @property
     def labels(self) -> Path:
-        return self.output / "labels" / f"{self.stem}_dseg.nii.gz"
+        return self.output / self.place / f"{self.stem}_dseg.nii.gz"
+
+    @property
+    def table(self) -> Path:
+        return self.output / self.place / f"{self.stem}_dseg.tsv"
 
     @property
     def picture(self) -> Path:
         return self.output / "pictures" / f"{self.stem}.png"
+
+    @property
+    def thumbnail(self) -> Path:
+        return self.output / "pictures" / "small" / f"{self.stem}.png"
+
+    @property
+    def pictures(self) -> dict[str, str]:
+        """Of the quality page, as seen from there."""
+        files = {"picture": self.picture, "thumbnail": self.thumbnail}
+        return {key: file.relative_to(self.output).as_posix() for key, file in files.items()}
 
     @property
     def registration(self) -> Path:
@@ -124,15 +165,14 @@ def _prepare_scan(scan: _Scan, labelling: Labelling) -> Row:
     if row is None:
         try:
             row = _label_scan(scan, labelling)
-        except InputError as reason:
-            raise InputError(f"Subject {scan.subject}, {scan.sequence}: {reason}") from reason
+        except InputError as reason:  # told at the end: the other scans do not suffer from it
+            row = {"refused": str(reason)}
     return {"subject": scan.subject, "sequence": scan.sequence, **row}
 
 
 def _label_scan(scan: _Scan, labelling: Labelling) -> Row:
     mr, ct_volume = read_volume(scan.image), read_ct(scan.ct)
-    row: Row = {"shape": "x".join(map(str, mr[0].shape))}
-    row["spacing_mm"] = "x".join(f"{size:.3g}" for size in voxel_sizes(mr[1]))
+    row: Row = scan_figures(mr)
     if labelling.stages:
         registration = register(mr, ct_volume, stages=labelling.stages, seed=labelling.seed)
         check_quality(registration)
@@ -145,17 +185,35 @@ def _label_scan(scan: _Scan, labelling: Labelling) -> Row:
     labels = hu_to_labels(ct_hu, thresholds_hu=labelling.thresholds_hu)
     fractions = class_fractions(labels, len(ATTENUATION_CLASSES))
     row.update({f"fraction_{name}": float(f) for name, f in zip(ATTENUATION_CLASSES, fractions, strict=True)})
+    row["ignored"] = float((labels == IGNORE_LABEL).mean())
+    _draw(scan, mr, ct_hu, labels, labelling.thresholds_hu[1])
+    write_label_table(scan.table, ATTENUATION_CLASSES)
+    provenance = {"mrseg": __version__, **_sources(scan, labelling), "quality": row}
+    write_labels(scan.labels, labels, mr[1], ATTENUATION_CLASSES, provenance)
+    return row
+
+
+def _draw(scan: _Scan, mr: Volume, ct_hu: np.ndarray, labels: np.ndarray, threshold_hu: float) -> None:
+    """The picture to look at, and a small one for the page."""
+    array, affine = to_canonical(mr)
+    spacing_mm = voxel_sizes(affine)
     figure = registration_check(
-        to_canonical(mr)[0],
+        array,
         {"CT on the MR grid": to_canonical((ct_hu, mr[1]))[0]},
-        spacing_mm=voxel_sizes(to_canonical(mr)[1]),
-        threshold_hu=labelling.thresholds_hu[1],
+        spacing_mm=spacing_mm,
+        threshold_hu=threshold_hu,
         title=scan.picture.stem,
     )
     save_png(figure, scan.picture, dpi=100)
-    provenance = {**_sources(scan, labelling), "quality": row}
-    write_labels(scan.labels, labels, mr[1], ATTENUATION_CLASSES, provenance)
-    return row
+    small = thumbnail(
+        array,
+        to_canonical((labels, mr[1]))[0],
+        class_names=ATTENUATION_CLASSES,
+        spacing_mm=spacing_mm,
+        view=View(focus="bone", colours={"soft": None}),
+    )
+    with atomic_file(scan.thumbnail) as temporary:
+        temporary.write_bytes(small)
 
 
 def _sources(scan: _Scan, labelling: Labelling) -> dict[str, Any]:
@@ -168,7 +226,7 @@ def _sources(scan: _Scan, labelling: Labelling) -> dict[str, Any]:
 
 def _done_already(scan: _Scan, labelling: Labelling) -> Row | None:
     """The quality row of labels that were made from the same files in the same way, else None."""
-    if not scan.labels.exists():
+    if not all(path.exists() for path in (scan.labels, scan.table, scan.picture, scan.thumbnail)):
         return None
     try:
         made = read_sidecar(scan.labels)["provenance"]

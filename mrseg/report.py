@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from mrseg._checks import error
 from mrseg._files import atomic_file
@@ -51,10 +52,12 @@ class Picture:
     Attributes:
         caption: says what is seen; it is also what a screen reader reads.
         data: PNG (`to_png`) or SVG (`to_svg`).
+        link: file beside the page that a click opens, e.g. the same in large.
     """
 
     caption: str
     data: bytes
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,10 @@ def _item(item: Any) -> str:
 
 
 def _picture(picture: Picture) -> str:
+    return f"<figure>{_image(picture)}<figcaption>{_escape(picture.caption)}</figcaption></figure>"
+
+
+def _image(picture: Picture) -> str:
     data = picture.data
     if data.startswith(b"\x89PNG"):
         kind = "image/png"
@@ -179,9 +186,8 @@ def _picture(picture: Picture) -> str:
     else:
         raise error("A picture is PNG or SVG.", f"{len(data)} bytes that begin {data[:8]!r}")
     encoded = base64.b64encode(data).decode("ascii")
-    caption = _escape(picture.caption)
-    image = f'<img alt="{caption}" src="data:{kind};base64,{encoded}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    image = f'<img alt="{_escape(picture.caption)}" src="data:{kind};base64,{encoded}">'
+    return f'<a href="{_escape(quote(picture.link))}">{image}</a>' if picture.link else image
 
 
 def _definitions(entries: Mapping[str, Any]) -> str:
@@ -253,6 +259,11 @@ def _head(columns: Sequence[Column], right: Mapping[str, bool], starts: set[str]
 
 def _cell(made: Table, row: Mapping[str, Any], column: Column, best: bool, classes: str, tag: str) -> str:
     cell = row.get(column.key)
+    if isinstance(cell, Picture):
+        return f'<{tag} class="picture">{_image(cell)}</{tag}>'
+    if isinstance(cell, tuple):
+        kind = "list text" if any(len(line) > _SHORT for line in cell) else "list"
+        return f'<{tag} class="{kind}">{"".join(f"<div>{_escape(line)}</div>" for line in cell)}</{tag}>'
     text = _escape(cell_text(cell, column))
     if is_missing(cell):
         text = f'<abbr title="{_escape(missing_reason(made, cell))}">{text}</abbr>'
@@ -267,6 +278,8 @@ def _classes(right: bool, start: bool) -> str:
     names = " ".join(name for name, on in (("number", right), ("start", start)) if on)
     return f' class="{names}"' if names else ""
 
+
+_SHORT = 30  # letters of a line in a cell; longer ones are broken
 
 # Control characters are not allowed in HTML, escaped or not.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
@@ -327,6 +340,9 @@ tbody tr:hover>*{background:var(--tint)}
 .start{border-left:1px solid var(--rule)}
 .unit{font-weight:400;color:var(--soft)}
 .unit::before{content:"["}.unit::after{content:"]"}
+td.picture{min-width:17rem}
+td.text{white-space:normal;min-width:14rem;max-width:22rem}
+td.text div+div{margin-top:.35rem}
 td small{display:block;white-space:normal;color:var(--soft);font-size:.73em;line-height:1.3}
 abbr{text-decoration:none;color:var(--soft);cursor:help}
 .note{font-size:.85rem;color:var(--soft);margin:.5rem 0 0;max-width:60rem}

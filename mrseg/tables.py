@@ -110,7 +110,8 @@ def table(
     """Makes a `Table` from tidy rows.
 
     Args:
-        rows: mappings from key to a number, an `Estimate`, a `Missing`, text, a bool or None.
+        rows: mappings from key to a number, an `Estimate`, a `Missing`, text, a tuple of texts, a bool or
+            None; on a page also a `mrseg.report.Picture`.
         columns: which keys to show, in order, as `Column` or bare key; by default all keys in the order in
             which they first appear.
         caption: what the table shows.
@@ -291,7 +292,7 @@ def cell_text(cell: Any, column: Column) -> str:
     if isinstance(number, numbers.Real):
         value = float(number)
         return _minus(f"{value:,.{column.decimals}f}") if math.isfinite(value) else _minus(f"{value}")
-    return str(number)
+    return "; ".join(map(str, number)) if isinstance(number, tuple) else str(number)
 
 
 def interval_texts(cell: Any, column: Column) -> tuple[str, ...]:

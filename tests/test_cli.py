@@ -82,7 +82,7 @@ def test_help_of_every_command_teaches(command, capsys):
 
 
 def test_prepare_train_and_transfer_leave_what_they_promise(house):
-    for part in ("labels", "pictures", "cohort.tsv", "quality.csv"):
+    for part in ("dataset_description.json", "pictures", "cohort.tsv", "quality.csv", "quality.html"):
         assert (house / "data" / part).exists()
     for part in (
         "segmenter/segmenter.json",

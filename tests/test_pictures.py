@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 
 from mrseg._checks import InputError
-from mrseg.panels import OKABE_ITO, Frame, grey_window
+from mrseg.data.labels import OKABE_ITO
+from mrseg.panels import Frame, grey_window
 from mrseg.pictures import (
     View,
     class_colours,
@@ -22,6 +23,7 @@ from mrseg.pictures import (
     registration_check,
     save_png,
     slices_through,
+    thumbnail,
     to_png,
 )
 
@@ -259,3 +261,35 @@ def test_a_real_head_is_drawn_with_its_labels():
     for axes in figure.axes:  # every plane shows bone
         drawn = np.asarray(axes.images[1].get_array())
         assert (drawn[..., 0] > drawn[..., 2]).any()
+
+
+def test_a_thumbnail_shows_the_planes_to_scale_with_outlines_one_pixel_wide():
+    image, labels = head()
+    png = thumbnail(
+        image,
+        labels,
+        class_names=NAMES,
+        spacing_mm=SPACING_MM,
+        width_px=300,
+        view=View(colours={"soft": None}),
+    )
+    picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    frame = Frame(image, labels, labels > 0, SPACING_MM, View())
+    widths = [frame.size_mm(axis)[0] for axis in (2, 1, 0)]
+    heights = [frame.size_mm(axis)[1] for axis in (2, 1, 0)]
+    per_mm = (300 - 2 * 6) / sum(widths)
+    assert picture.shape == (round(max(heights) * per_mm), 300, 3)
+    orange = (picture == [int(OKABE_ITO["orange"][i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1)
+    coloured = np.ptp(picture, axis=-1) > 0
+    np.testing.assert_array_equal(coloured, orange)  # all else is grey
+    # The shell of bone has an inner and an outer rim: four crossings along the middle row of a plane.
+    middle = orange[orange.shape[0] // 2, : round(widths[0] * per_mm)]
+    assert np.count_nonzero(np.diff(middle.astype(int)) == 1) == 4
+
+
+def test_a_thumbnail_refuses_what_an_overlay_refuses():
+    image, labels = head()
+    with pytest.raises(InputError, match="lie on one grid"):
+        thumbnail(image, labels[:-1], class_names=NAMES, spacing_mm=SPACING_MM)
+    with pytest.raises(InputError, match="class .3."):
+        thumbnail(image, labels + 1, class_names=NAMES, spacing_mm=SPACING_MM)

@@ -60,7 +60,7 @@ def test_a_cohort_is_written_as_bids_derivatives(bright, bids, tmp_path):
     np.testing.assert_array_equal(labels, scan.get_fdata() > 0.5)
     np.testing.assert_array_equal(affine, scan.affine)
     table = (folder / "sub-01_desc-mrseg_dseg.tsv").read_text()
-    assert table == "index\tname\n0\tbackground\n1\tbright\n"
+    assert table == "index\tname\tcolor\n0\tbackground\tn/a\n1\tbright\t#E69F00\n255\tignore\tn/a\n"
     about = json.loads((tmp_path / "out/dataset_description.json").read_text())
     assert about["DatasetType"] == "derivative" and about["GeneratedBy"][0]["Name"] == "mrseg"
     origin = read_sidecar(folder / "sub-01_desc-mrseg_dseg.nii.gz")["provenance"]

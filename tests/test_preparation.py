@@ -8,8 +8,9 @@ import pytest
 
 from mrseg._checks import InputError
 from mrseg.data import phantom
+from mrseg.data.bids import bids_files
 from mrseg.data.cases import read_cases
-from mrseg.data.io import read_labels, read_sidecar, write_volume
+from mrseg.data.io import read_labels, read_sidecar, read_volume, write_volume
 from mrseg.preparation import Labelling, prepare
 
 REGISTERED = Labelling(stages=())
@@ -40,6 +41,68 @@ def test_the_prepared_manifest_reads_back_with_labels_and_splits(cohort, tmp_pat
     assert [(c.subject, c.split, sorted(c.labels)) for c in again] == [
         (c.subject, c.split, ["T1w"]) for c in prepared
     ]
+
+
+def test_outputs_are_bids_derivatives_with_label_table_and_page(cohort, tmp_path):
+    prepared, _ = prepare(cohort, tmp_path, labelling=REGISTERED, progress=False)
+    label = prepared[0].subject.replace("-", "")
+    base = tmp_path / f"sub-{label}" / "anat" / f"sub-{label}_space-T1w_dseg"
+    assert prepared[0].labels["T1w"] == base.with_name(base.name + ".nii.gz")
+    assert base.with_suffix(".json").is_file()
+    assert base.with_suffix(".tsv").read_text().splitlines()[3] == "2\tbone\t#E69F00"
+    assert json.loads((tmp_path / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    text = (tmp_path / "quality.html").read_text()
+    assert "2 scans of 2 subjects" in text and text.count("data:image/png") == 2
+    assert f'href="pictures/sub-{label}_space-T1w.png"' in text
+    files, unknown = bids_files(tmp_path, derivative=True)
+    assert len(files) == 2 and not unknown
+
+
+def test_sessions_of_a_subject_have_labels_of_their_own(cohort, tmp_path):
+    two = [
+        dataclasses.replace(case, subject="a", split="train", session=str(i)) for i, case in enumerate(cohort)
+    ]
+    prepared, quality = prepare(two, tmp_path, labelling=REGISTERED, progress=False)
+    assert [case.labels["T1w"].parent.parent.name for case in prepared] == ["ses-0", "ses-1"]
+    assert [row["subject"] for row in quality] == ["a_ses-0", "a_ses-1"]
+    assert [case.session for case in read_cases(tmp_path / "cohort.tsv")] == ["0", "1"]
+
+
+def test_two_subjects_of_one_bids_name_are_refused_before_any_work(cohort, tmp_path):
+    two = [dataclasses.replace(case, subject=name) for case, name in zip(cohort, ("a_1", "a1"), strict=True)]
+    with pytest.raises(InputError, match="several sub-a1"):
+        prepare(two, tmp_path / "out", labelling=REGISTERED, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_the_scans_themselves_is_refused(cohort, tmp_path):
+    (tmp_path / "dataset_description.json").write_text('{"Name": "my study", "BIDSVersion": "1.9.0"}')
+    with pytest.raises(InputError, match="Derivatives go into a folder of their own"):
+        prepare(cohort, tmp_path, labelling=REGISTERED, progress=False)
+
+
+@pytest.mark.parametrize("padding_hu", [-1500.0, -3024.0])
+def test_padding_of_the_ct_is_ignored_and_never_air(cohort, tmp_path, padding_hu):
+    ct_hu, affine = read_volume(cohort[0].ct)
+    ct_hu[:, :, :3] = padding_hu
+    write_volume(tmp_path / "ct.nii.gz", ct_hu, affine)
+    case = dataclasses.replace(cohort[0], ct=tmp_path / "ct.nii.gz")
+    prepared, quality = prepare([case], tmp_path / "out", labelling=REGISTERED, progress=False)
+    made = read_labels(prepared[0].labels["T1w"])[0]
+    assert (made[:, :, :3] == 255).all() and (made[:, :, 3:] != 255).all()
+    assert quality[0]["ignored"] == pytest.approx(3 / made.shape[2])
+
+
+def test_one_refused_scan_stops_no_other_and_the_page_has_both(cohort, tmp_path):
+    moved = tmp_path / "ct.nii.gz"
+    write_volume(moved, np.linspace(-1000, 1000, 64, dtype=np.float32).reshape(4, 4, 4), np.eye(4))
+    bad = dataclasses.replace(cohort[0], ct=moved)
+    with pytest.raises(InputError, match=f"{bad.subject}, T1w: "):
+        prepare([bad, cohort[1]], tmp_path / "out", labelling=REGISTERED, progress=False)
+    assert len(list((tmp_path / "out").rglob("*_dseg.nii.gz"))) == 1
+    page = (tmp_path / "out" / "quality.html").read_text()
+    assert "2 scans of 2 subjects" in page and ", 1 refused." in page and page.count("data:image/png") == 1
+    assert not (tmp_path / "out" / "cohort.tsv").exists()
 
 
 def test_labels_know_their_ct_thresholds_and_quality(cohort, tmp_path):
@@ -86,8 +149,11 @@ def test_a_displaced_ct_is_brought_back(tmp_path):
     both = np.sum((made == 2) & (truth == 2))
     assert 2 * both / (np.sum(made == 2) + np.sum(truth == 2)) > 0.7
     assert quality[0]["mutual_information_after"] > quality[0]["mutual_information_before"]
-    assert (tmp_path / "out" / "pictures" / "s1_T1w.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "out" / "registrations" / "s1_T1w.json").exists()
+    name = "sub-s1_space-T1w"
+    for picture in (f"{name}.png", f"small/{name}.png"):
+        assert (tmp_path / "out" / "pictures" / picture).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "registrations" / f"{name}.json").exists()
+    assert quality[0]["overlap"] > 0.5 and quality[0]["orientation"] == "RAS"
 
 
 def test_a_subject_without_ct_is_named(cohort, tmp_path):

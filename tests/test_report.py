@@ -161,6 +161,30 @@ def test_heads_and_rows_of_a_grouped_table_have_equally_many_cells(page):
     assert len(counts) == 5 and set(counts) == {4}  # model, bone Dice, soft Dice, seconds
 
 
+def test_cells_hold_pictures_that_open_a_file_and_lists_of_texts(tmp_path):
+    small = solid_png("red")
+    long = "a line of more than thirty letters, broken where it must be"
+    rows = [
+        {"scan": "s1", "picture": Picture("red <b>", small, link="big pictures/s1.png"), "said": (EVIL, long)}
+    ]
+    path = write_report(
+        tmp_path / "a.html", title="t", summary=(), sections=[Section("s", (table(rows, caption="c"),))]
+    )
+    page = Page(path.read_text())
+    assert page.all("img") == [
+        {"alt": "red <b>", "src": "data:image/png;base64," + base64.b64encode(small).decode()}
+    ]
+    assert {"href": "big%20pictures/s1.png"} in page.all("a")
+    assert EVIL in page.text and long in page.text
+    assert {"class": "list text"} in page.all("td") and {"class": "picture"} in page.all("td")
+
+
+def test_a_picture_without_link_opens_nothing(tmp_path):
+    section = Section("s", (Picture("red", solid_png("red")),))
+    path = write_report(tmp_path / "a.html", title="t", summary=(), sections=[section])
+    assert Page(path.read_text()).all("a") == []
+
+
 def test_links_on_top_lead_to_the_sections(page):
     read = Page(page)
     targets = {f"#{attrs['id']}" for attrs in read.all("section")}

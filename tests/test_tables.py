@@ -96,6 +96,10 @@ def test_cell_text_is_what_a_reader_expects(cell, text):
     assert cell_text(cell, Column("c")) == text
 
 
+def test_several_texts_of_a_cell_are_one_line_of_text():
+    assert cell_text(("cut above", "few voxels"), Column("warnings")) == "cut above; few voxels"
+
+
 def test_intervals_are_shown_as_far_as_they_are_known():
     column = Column("dice", decimals=2)
     assert interval_texts(Estimate(0.7, 0.02, 0.66, 0.75), column) == ("± 0.02", "[0.66, 0.75]")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mrseg._checks import IGNORE_LABEL, error
-from mrseg.data.io import CT_PADDING_BELOW_HU
+from mrseg._checks import IGNORE_LABEL, InputError, choice, error
+from mrseg._files import atomic_file
+from mrseg.data.io import CT_PADDING_BELOW_HU, read_labels, read_sidecar, sidecar_path, write_labels
 
 #: Class i of a label map is ``ATTENUATION_CLASSES[i]``: what attenuates photons in PET.
 ATTENUATION_CLASSES = ("air", "soft", "bone")
@@ -23,6 +28,26 @@ MRBRAINS13_CLASSES = (
 MRBRAINS13_TO_TISSUE = {0: 0, 1: 2, 2: 2, 3: 3, 4: 3, 5: 1, 6: 1, 7: 255, 8: 255}
 #: The classes of a brain mask (alkhimova2022).
 BRAIN_CLASSES = ("background", "brain")
+#: Colours that stay apart for the colour-blind. M. Okabe and K. Ito, "Color Universal Design", 2008.
+OKABE_ITO = {
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "purple": "#CC79A7",
+}
+#: The colour of a class by its name; None is not drawn. Other names take the palette in order.
+CLASS_COLOURS: dict[str, str | None] = {
+    "air": None,
+    "background": None,
+    "soft": OKABE_ITO["sky"],
+    "bone": OKABE_ITO["orange"],
+    "csf": OKABE_ITO["sky"],
+    "gm": OKABE_ITO["orange"],
+    "wm": OKABE_ITO["purple"],
+}
 #: Air below -500 HU and bone above 600 HU (Mecheter et al. 2020 and 2023).
 THRESHOLDS_HU = (-500.0, 600.0)
 
@@ -90,6 +115,36 @@ def merge_labels(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
     return table[labels]
 
 
+def relabel(
+    source: str | Path, path: str | Path, mapping: Mapping[int, int], class_names: Sequence[str]
+) -> None:
+    """Writes a label map renumbered (`merge_labels`), with its label table and where it comes from.
+
+    Args:
+        source: label map, with or without a sidecar; whatever provenance it has is kept.
+        path: label map to write, ``.nii`` or ``.nii.gz``; ``.json`` and ``.tsv`` are written beside it.
+        mapping: new label of every old label that occurs.
+        class_names: name of new class i at place i.
+
+    Raises:
+        FileNotFoundError, InputError: as `merge_labels`, `read_labels` and `write_labels`; ``path`` is
+            ``source``.
+
+    Example:
+        >>> relabel("LabelsForTraining.nii", "tissue_dseg.nii.gz",
+        ...         MRBRAINS13_TO_TISSUE, TISSUE_CLASSES)                              # doctest: +SKIP
+    """
+    source, path = Path(source), Path(path)
+    if source.resolve() == path.resolve():
+        raise error("The renumbered label map is another file than its source.", path, "Name another output.")
+    labels, affine = read_labels(source)
+    provenance: dict[str, Any] = {"input": source.name, "mapping": dict(mapping)}
+    with contextlib.suppress(FileNotFoundError, InputError):  # most label maps come without
+        provenance["source"] = read_sidecar(source).get("provenance")
+    write_labels(path, merge_labels(labels, mapping), affine, class_names, provenance)
+    write_label_table(sidecar_path(path).with_suffix(".tsv"), class_names)
+
+
 def class_fractions(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns each class's share of the voxels that may be judged; NaN throughout if there are none.
 
@@ -109,6 +164,48 @@ def class_fractions(labels: np.ndarray, num_classes: int) -> np.ndarray:
     if judged.sum() == 0:
         return np.full(num_classes, np.nan)
     return judged / judged.sum()
+
+
+def class_colours(
+    class_names: Sequence[str], colours: Mapping[str, str | None] | None = None
+) -> tuple[str | None, ...]:
+    """The colour of each class: from ``colours``, else `CLASS_COLOURS`, else the palette.
+
+    A class 0 that is in neither is not drawn. Up to seven classes have colours of their own.
+
+    Raises:
+        InputError: ``colours`` names a class that is not there.
+    """
+    for name in colours or {}:
+        choice("A class with a colour", name, class_names)
+    known = {**CLASS_COLOURS, **(colours or {})}
+    taken = {known.get(name) for name in class_names}
+    spare = [colour for colour in OKABE_ITO.values() if colour not in taken] or list(OKABE_ITO.values())
+    chosen: list[str | None] = []
+    used = 0
+    for index, name in enumerate(class_names):
+        if name in known or index == 0:
+            chosen.append(known.get(name))
+        else:
+            chosen.append(spare[used % len(spare)])
+            used += 1
+    return tuple(chosen)
+
+
+def write_label_table(path: str | Path, class_names: Sequence[str]) -> None:
+    """Writes the table beside a label map that BIDS asks for: index, name and colour of every label.
+
+    Args:
+        path: ``..._dseg.tsv``, written whole or not at all.
+        class_names: name of class i at place i. A last row says that 255 is to be ignored.
+    """
+    colours = class_colours(class_names)
+    rows = [
+        (i, name, colour or "n/a") for i, (name, colour) in enumerate(zip(class_names, colours, strict=True))
+    ]
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        writer.writerows([("index", "name", "color"), *rows, (IGNORE_LABEL, "ignore", "n/a")])
 
 
 def _label_array(labels: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mrseg._checks import error
-from mrseg.panels import OKABE_ITO
+from mrseg.data.labels import OKABE_ITO
 from mrseg.theme import FAINT, INK, WIDTH_IN, headline, new_figure, plain_axes
 
 _COLOURS = ("vermillion", "orange", "blue", "purple", "green", "sky")

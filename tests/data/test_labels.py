@@ -17,8 +17,8 @@ def test_hounsfield_units_become_classes_with_thresholds_counted_as_soft():
 
 
 def test_padding_and_nan_lie_outside_the_field_of_view():
-    ct = np.array([np.nan, -1024.5, -3024, -np.inf, -1024], dtype=np.float32)
-    assert labels.hu_to_labels(ct).tolist() == [255, 255, 255, 255, 0]
+    ct = np.array([np.nan, -1024.5, -1500, -3024, -np.inf, -1024], dtype=np.float32)
+    assert labels.hu_to_labels(ct).tolist() == [255, 255, 255, 255, 255, 0]
 
 
 def test_integer_ct_is_accepted_and_the_shape_kept():
@@ -92,6 +92,66 @@ def test_what_is_no_label_map_is_refused(array):
         labels.merge_labels(array, {0: 0})
     with pytest.raises(InputError, match="Received"):
         labels.class_fractions(array, 3)
+
+
+@pytest.mark.parametrize("padding_hu", [-1500, -2000, -3024])
+def test_padding_of_a_ct_file_is_never_air(tmp_path, padding_hu):
+    ct = np.full((6, 5, 4), -1000, np.int16)
+    ct[2:4], ct[0] = 40, padding_hu
+    io.write_volume(tmp_path / "ct.nii", ct, np.eye(4))
+    made = labels.hu_to_labels(io.read_ct(tmp_path / "ct.nii")[0])
+    assert (made[0] == 255).all() and (made[1] == 0).all() and (made[2] == 1).all()
+
+
+def test_mrbrains13_merges_to_the_tissues_as_its_page_says():
+    """mrbrains13.isi.uu.nl/data: merge 1 and 2 (grey), 3 and 4 (white), 5 and 6 (CSF)."""
+    names, tissues = labels.MRBRAINS13_CLASSES, labels.TISSUE_CLASSES
+    merged = labels.merge_labels(np.arange(9), labels.MRBRAINS13_TO_TISSUE)
+    found = {name: tissues[c] if c < 255 else "ignored" for name, c in zip(names, merged, strict=True)}
+    assert found == {
+        "background": "background", "cogm": "gm", "bg": "gm", "wm": "wm", "wml": "wm", "csf": "csf",
+        "ventricles": "csf", "cerebellum": "ignored", "brainstem": "ignored",
+    }  # fmt: skip
+
+
+def test_a_label_table_has_a_row_and_a_colour_for_every_class(tmp_path):
+    labels.write_label_table(tmp_path / "a_dseg.tsv", labels.TISSUE_CLASSES)
+    rows = [line.split("\t") for line in (tmp_path / "a_dseg.tsv").read_text().splitlines()]
+    assert rows[0] == ["index", "name", "color"]
+    assert [row[:2] for row in rows[1:]] == [
+        ["0", "background"], ["1", "csf"], ["2", "gm"], ["3", "wm"], ["255", "ignore"],
+    ]  # fmt: skip
+    colours = [row[2] for row in rows[2:5]]
+    assert len(set(colours)) == 3 and all(len(c) == 7 and c.startswith("#") for c in colours)
+    assert rows[1][2] == rows[5][2] == "n/a"
+
+
+def test_relabelling_a_file_keeps_where_it_comes_from(tmp_path):
+    affine = np.diag([2.0, 1, 3, 1])
+    old = np.array([[[0, 4, 5, 7, 255]]], np.uint8)
+    io.write_labels(tmp_path / "old.nii.gz", old, affine, labels.MRBRAINS13_CLASSES, {"rater": "A"})
+    labels.relabel(
+        tmp_path / "old.nii.gz",
+        tmp_path / "new_dseg.nii.gz",
+        labels.MRBRAINS13_TO_TISSUE,
+        labels.TISSUE_CLASSES,
+    )
+    made, grid = io.read_labels(tmp_path / "new_dseg.nii.gz", num_classes=4)
+    assert made.tolist() == [[[0, 3, 1, 255, 255]]]
+    np.testing.assert_array_equal(grid, affine)
+    card = io.read_sidecar(tmp_path / "new_dseg.nii.gz")
+    assert card["labels"]["2"] == "gm"
+    assert card["provenance"]["input"] == "old.nii.gz" and card["provenance"]["source"] == {"rater": "A"}
+    assert card["provenance"]["mapping"]["7"] == 255
+    assert (tmp_path / "new_dseg.tsv").is_file()
+
+
+def test_relabelling_needs_no_sidecar_and_replaces_no_source(tmp_path):
+    io.write_volume(tmp_path / "a.nii", np.ones((2, 2, 2), np.uint8), np.eye(4))
+    labels.relabel(tmp_path / "a.nii", tmp_path / "b.nii", {1: 0}, ["rest"])
+    assert not io.read_labels(tmp_path / "b.nii")[0].any()
+    with pytest.raises(InputError, match="another file than its source"):
+        labels.relabel(tmp_path / "a.nii", tmp_path / "a.nii", {1: 0}, ["rest"])
 
 
 def test_fractions_leave_out_the_ignored():
