@@ -15,7 +15,8 @@ __getattr__, __dir__, __all__ = attach(
         "cases": ["Case", "read_cases", "select", "split_by_subject", "write_cases"],
         "motion": ["correct_motion"],
         "labels": [
-            "class_colours", "class_fractions", "hu_to_labels", "merge_labels", "relabel", "write_label_table",
+            "class_colours", "class_fractions", "hu_to_labels", "merge_labels", "relabel",
+            "write_label_table",
         ],
         "registration": [
             "apply_transform", "check_quality", "load_registration", "register", "save_registration",
