@@ -30,14 +30,18 @@ QUALITY = {
 }
 
 
-@pytest.fixture(scope="module")
-def scans():
+def misaligned(seed):
     """MR, CT, and points of the head with their true place in the CT: 10 mm, 4 degrees and a warp of 6 mm."""
-    subject = phantom.head(1, shape=(64, 64, 48))
-    ct, truth = phantom.ct_image(subject, misalignment=Misalignment.random(1, warp_mm=6.0))
+    subject = phantom.head(seed, shape=(64, 64, 48))
+    ct, truth = phantom.ct_image(subject, misalignment=Misalignment.random(seed, warp_mm=6.0))
     head = np.argwhere(subject.fractions[0] < 0.5)[::7]
     points_mm = head @ subject.affine[:3, :3].T + subject.affine[:3, 3]
     return phantom.mr_image(subject, "T1w"), ct, points_mm, truth.to_ct(points_mm)
+
+
+@pytest.fixture(scope="module")
+def scans():
+    return misaligned(1)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,21 @@ def test_bspline_comes_closer_than_rigid_without_folding_space(scans, rigid, def
     _, _, points_mm, truth_mm = scans
     assert error_mm(deformed, points_mm, truth_mm) < 0.85 * error_mm(rigid, points_mm, truth_mm)
     assert 0.5 < deformed.quality["jacobian_min"] <= 1.0 <= deformed.quality["jacobian_max"] < 2.0
+
+
+@pytest.mark.slow
+def test_over_three_heads_bspline_is_a_quarter_closer_than_rigid():
+    """Means over the heads: on one alone the gain is a fifth to a third, as the warp's waves fall."""
+    before, rigid, bspline = [], [], []
+    for seed in (1, 2, 3):
+        mr, ct, points_mm, truth_mm = misaligned(seed)
+        before.append(np.linalg.norm(points_mm - truth_mm, axis=1).mean())
+        rigid.append(error_mm(registration.register(mr, ct, stages=("rigid",)), points_mm, truth_mm))
+        bspline.append(error_mm(registration.register(mr, ct), points_mm, truth_mm))
+    assert min(before) > 9.0
+    assert np.mean(rigid) < 2.5
+    assert np.mean(bspline) < 0.75 * np.mean(rigid)
+    assert all(after < first for after, first in zip(bspline, rigid, strict=True))
 
 
 def test_quality_of_a_good_registration_passes_and_its_mutual_information_has_risen(rigid, deformed):
