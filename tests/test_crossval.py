@@ -140,6 +140,8 @@ def test_sources_come_before_what_starts_from_them():
     other = Experiment("d", "x", source="given")
     assert waves(c, b, a) == [["a"], ["b"], ["c"]]
     assert waves(c, other, a, b, given=True) == [["d", "a"], ["b"], ["c"]]
+    with pytest.raises(InputError, match="c from b, which has a network for every fold"):
+        waves(b, dataclasses.replace(c, folded=False), a)
     with pytest.raises(InputError, match="no circle.*b, c"):
         waves(dataclasses.replace(b, source="c"), c)
     with pytest.raises(InputError, match="source of c"):
@@ -251,6 +253,13 @@ def test_what_is_written_reads_back(whole):
     read = read_rows(output / "scores.csv")
     assert [r["value"] for r in read] == pytest.approx([r["value"] for r in rows], nan_ok=True)
     assert load_recipe(output / "trials/tiny/fold1_point2/recipe.yaml").training.learning_rate == 2.0e-2
+
+
+def test_the_fold_takes_the_place_of_the_recipe_s_validation_subjects(scans, tmp_path):
+    folder, cases = scans
+    experiment = Experiment("tiny", str(folder / "tiny.yaml"), set={"validation_subjects": ["s1"]})
+    plan = crossval._Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
+    assert all(t.recipe.validation_subjects == () for t in plan.trials(experiment))
 
 
 def test_fewer_subjects_train_as_many_steps(scans, tmp_path):
