@@ -144,6 +144,7 @@ def add_commands(command: AddCommand) -> None:
     phantom.add_argument(
         "--labels", choices=("attenuation", "tissue", "brain"), help="write true labels too (default: none)"
     )
+    phantom.add_argument("--prefix", default="phantom", help="of the heads' names (default: phantom)")
     phantom.add_argument("--seed", type=int, default=0, help="other seeds make other heads (default: 0)")
     for parser in (mask, region):
         parser.add_argument(
@@ -481,5 +482,6 @@ def _phantom(options: argparse.Namespace) -> None:
         shape=options.shape,
         seed=options.seed,
         labels=options.labels or False,
+        prefix=options.prefix,
     )
     print(f"{sum(subjects.values())} heads: {manifest}")
