@@ -217,7 +217,7 @@ def write_cohort(
         labels: which true labels to write: "attenuation" (air, soft, bone), "tissue" (background, csf, gm,
             wm) or "brain" (background, brain); True means "attenuation", False none, unless ``registered``.
         lesions: share of the subjects that have a lesion, 0 to 1, spread evenly over the list.
-        prefix: of the subjects' names, letters and digits; cohorts that meet in one study need different ones.
+        prefix: of the subjects' names, letters and digits; cohorts that meet need different ones.
 
     Returns:
         The manifest, ``folder/cohort.tsv``, for ``mrseg.data.cases.read_cases``.
