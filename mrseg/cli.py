@@ -33,6 +33,11 @@ Without a network:
   mrseg attenuation --labels t2_dseg.nii.gz --output mu.nii.gz
   mrseg brainmask --input dsc.nii.gz --method cusum --output dsc_brain.nii.gz
   mrseg perfusion --input dsc.nii.gz --te-ms 45 --interval-s 1.5 --baseline 3-8 --output runs/dsc
+
+From the scanner or the archive:
+
+  mrseg series study                                 the series of a DICOM folder
+  mrseg convert study --series "AX T2" --output t2.nii.gz
 """
 
 MANIFEST = """\
@@ -42,6 +47,8 @@ table:
 
   subject  T1w             T2w             ct              split
   s01      s01/t1.nii.gz   s01/t2.nii.gz   s01/ct.nii.gz   train
+
+A scan is a NIfTI, MGZ, NRRD or MHA file, or the folder of one DICOM series.
 """
 
 
@@ -137,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "segment a scan or a cohort on the scans' own grids", PREDICT)
     predict.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
     what = predict.add_mutually_exclusive_group(required=True)
-    what.add_argument("--input", type=Path, help="scan, .nii or .nii.gz")
+    what.add_argument("--input", type=Path, help="scan: NIfTI, MGZ, NRRD, MHA, or DICOM folder")
     what.add_argument("--data", type=Path, help="manifest (TSV), BIDS folder, or folder of a known data set")
     predict.add_argument(
         "--output", type=Path, required=True,

@@ -1,4 +1,5 @@
-"""The commands on single files that need no network: clean, attenuation, brainmask, perfusion."""
+"""The commands on single files that need no network: clean, attenuation, brainmask, perfusion, series,
+convert."""
 
 from __future__ import annotations
 
@@ -54,6 +55,24 @@ change of R2* of every time point. Time points are counted from 0.
 
 Written are curve.csv, curve.png, curve.json (the settings); mask.nii.gz with mask.png unless --mask is given;
 motion.csv with --motion.
+"""
+
+SERIES = """\
+Lists the series in a folder of DICOM files and below: description, modality, files, columns x rows x files,
+UID. Names, dates and identifiers of the patient are not shown.
+
+  mrseg series study
+"""
+
+CONVERT = """\
+Writes any scan that mrseg reads as NIfTI on its own grid: MGZ, NRRD, MetaImage, NIfTI, or one series of a
+folder of DICOM files. A gantry tilt is kept in the affine. Slices at unequal distances have no such
+grid; they are refused, or interpolated from slice to slice with --resample-spacing (alone: the median of the
+distances).
+
+  mrseg convert study --series "AX T2" --output t2.nii.gz
+  mrseg convert ct_folder --resample-spacing --output ct.nii.gz
+  mrseg convert ct_folder --resample-spacing 5 --output ct.nii.gz
 """
 
 
@@ -129,6 +148,20 @@ def add_commands(command: AddCommand) -> None:
             "--time-point", type=int, default=3, metavar="T",
             help="of a series: the one that is masked, from 0 (default: 3, the fourth)",
         )  # fmt: skip
+    series = command("series", _series, "list the series of a DICOM folder", SERIES)
+    series.add_argument("folder", type=Path, help="folder of DICOM files")
+    convert = command("convert", _convert, "write a scan or a DICOM series as NIfTI", CONVERT)
+    convert.add_argument("input", type=Path, help="scan of any format, or folder of DICOM files")
+    convert.add_argument("--output", type=Path, required=True, help="image to write, .nii or .nii.gz")
+    convert.add_argument("--series", help="description or UID of one of several series")
+    convert.add_argument(
+        "--resample-spacing", type=_spacing, nargs="?", const="median", metavar="MM",
+        help="bring slices at unequal distances to this one (default: the median)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--tolerance-mm", type=float, default=0.01,
+        help="distance of a slice from an even grid that counts as rounding (default: 0.01)",
+    )  # fmt: skip
 
 
 def _clean(options: argparse.Namespace) -> None:
@@ -373,6 +406,45 @@ def _write_mask(path: Path, scan: Any, mask: Any, made: Mapping[str, Any]) -> Pa
         title=str(made["input"]),
     )
     return save_png(figure, sidecar_path(path).with_suffix(".png"))
+
+
+def _series(options: argparse.Namespace) -> None:
+    from mrseg.data.dicom import list_series
+    from mrseg.formats import to_text
+    from mrseg.tables import table
+
+    rows = [
+        {
+            "description": series.description,
+            "modality": series.modality,
+            "files": len(series.files),
+            "shape": "x".join(map(str, series.shape)),
+            "UID": series.uid,
+        }
+        for series in list_series(options.folder)
+    ]
+    print(to_text(table(rows, caption=f"{len(rows)} series.")))
+
+
+def _spacing(text: str) -> float | str:
+    return text if text == "median" else float(text)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from mrseg.conversion import convert_scan
+    from mrseg.data.geometry import voxel_sizes
+
+    _check_output(options.output, options.input)
+    array, affine = convert_scan(
+        options.input,
+        options.output,
+        series=options.series,
+        spacing_mm=options.resample_spacing,
+        tolerance_mm=options.tolerance_mm,
+    )
+    shape = "x".join(map(str, array.shape))
+    print(f"{shape} voxels of {' x '.join(f'{size:.4g}' for size in voxel_sizes(affine))} mm")
+    print(f"image: {options.output}")
 
 
 def _label_table(path: Path) -> tuple[list[str], Any]:
