@@ -127,7 +127,7 @@ def read_header(path: Path) -> SliceHeader:
 def read_pixels(header: SliceHeader) -> np.ndarray:
     """Returns the slice as float32 (x, y), scaled by its own RescaleSlope and RescaleIntercept."""
     with refusing(header.path, _KIND, "truncated or damaged pixels", say_why=False):
-        stored = sitk.GetArrayViewFromImage(_reader(header.path).Execute())
+        stored = sitk.GetArrayFromImage(_reader(header.path).Execute())
         array = np.array(stored, dtype=np.float32).reshape(header.shape[::-1]).T
     return finite_voxels(header.path, array)
 

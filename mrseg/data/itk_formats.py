@@ -95,7 +95,7 @@ def open_itk(path: Path, series: bool | None) -> Source:
         with refusing(path, kind, "a truncated or damaged file"):
             if header.packed:
                 _check_unpacked(header, voxels * header.bytes_per_voxel)
-            array = sitk.GetArrayViewFromImage(reader.Execute())
+            array = sitk.GetArrayFromImage(reader.Execute())
             axes = tuple(range(array.ndim))[::-1]
             if components > 1:  # (z, y, x, components)
                 axes = (2, 1, 0, 3)

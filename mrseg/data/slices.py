@@ -54,13 +54,13 @@ def describe_steps(origins_mm: np.ndarray) -> str:
 
 
 def _missing(steps: np.ndarray) -> list[int]:
-    """How many slices seem to be missing in each step: it is a multiple of the step before or after."""
+    """How many slices seem to be missing in each step: it is a multiple of the steps before and after."""
     missing = []
     for place, step in enumerate(steps):
         beside = [steps[other] for other in (place - 1, place + 1) if 0 <= other < len(steps)]
         ratios = [step / other for other in beside if other > 0]
         whole = [round(ratio) for ratio in ratios if ratio > 1.5 and abs(ratio - round(ratio)) < 0.02]
-        missing.append(min(whole) - 1 if whole else 0)
+        missing.append(min(whole) - 1 if whole and len(whole) == len(beside) else 0)
     return missing
 
 
@@ -147,7 +147,7 @@ def resample_slices(slices: Slices, spacing_mm: float | None = None, *, toleranc
             "Such a stack has no grid; reconstruct it on the scanner.",
         )
     step = float(np.median(np.diff(along)) if spacing_mm is None else spacing_mm)
-    if not 0 < step <= length:
+    if not 0 < step <= length * (1 + 1e-9):
         raise error(f"spacing_mm is above 0 and at most the stack's length, {length:g} mm.", step)
     if any(_missing(np.diff(along))):
         _LOGGER.warning("%s: steps: %s; interpolated across.", slices.name, describe_steps(origins))
@@ -169,7 +169,8 @@ def _interpolated(array: np.ndarray, along: np.ndarray, wanted: np.ndarray) -> n
         if min(weight, 1 - weight) * gap < 1e-6:  # a slice itself
             result[..., place] = array[..., above - 1 + round(weight)]
         else:
-            result[..., place] = (1 - weight) * array[..., above - 1] + weight * array[..., above]
+            below = array[..., above - 1]
+            result[..., place] = below + weight * (array[..., above] - below)  # equal values stay as they are
     return result
 
 
