@@ -40,6 +40,7 @@ __all__ = [
 CT_PADDING_BELOW_HU = -1024.0
 
 _LOGGER = logging.getLogger(__name__)
+_SMALLEST_MM, _LARGEST_MM, _FARTHEST_MM = 0.01, 50.0, 5000.0  # of a voxel, and from the world's origin
 #: Ending -> who opens it. A folder is a DICOM series.
 _READERS: dict[tuple[str, ...], Callable[[Path, bool | None], Source]] = {
     (".nii", ".nii.gz"): open_nifti,
@@ -213,12 +214,25 @@ def _open(path: str | Path, series: bool | None) -> Source:
     path = Path(path)
     for endings, reader in _READERS.items():
         if path.name.endswith(endings):
-            return reader(existing_file(path), series)
+            return _plausible(reader(existing_file(path), series))
     if path.is_dir():
-        return open_dicom(path, series)
+        return _plausible(open_dicom(path, series))
     raise error(
         "Scans are NIfTI (.nii or .nii.gz), FreeSurfer (.mgz, .mgh), NRRD (.nrrd, .nhdr) or MetaImage (.mha, "
         ".mhd) files, or the folder of a DICOM series.",
         existing_file(path),
         "Name the folder of a DICOM file; convert other formats to NIfTI (DICOM: dcm2niix).",
     )
+
+
+def _plausible(source: Source) -> Source:
+    """Warns of a grid that no head was ever scanned on: damage, or another unit than mm."""
+    sizes = np.linalg.norm(source.affine[:3, :3], axis=0)
+    centre = source.affine @ [*(np.array(source.shape[:3]) - 1) / 2, 1]
+    if sizes.min() < _SMALLEST_MM or sizes.max() > _LARGEST_MM or np.abs(centre[:3]).max() > _FARTHEST_MM:
+        _LOGGER.warning(
+            "%s: voxels of %s mm around %s mm; is the header in millimetres, and undamaged?",
+            source.path, " x ".join(f"{size:.3g}" for size in sizes),
+            ", ".join(f"{mm:.4g}" for mm in centre[:3]),
+        )  # fmt: skip
+    return source

@@ -71,7 +71,9 @@ def open_itk(path: Path, series: bool | None) -> Source:
         header = _nrrd_header(path) if nrrd else _meta_header(path)
         voxels = math.prod(header.sizes)
         expected = header.offset + voxels * header.bytes_per_voxel
-        check_stored_size(header.data, expected, header.sizes, "the type named", packed=header.packed)
+        check_stored_size(
+            path, expected, header.sizes, "the type named", packed=header.packed, data=header.data
+        )
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")

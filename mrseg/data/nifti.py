@@ -134,7 +134,7 @@ def _affine(path: Path, image: nibabel.Nifti1Image, shape: tuple[int, ...]) -> n
     affine = check_affine(str(path), image.affine)
     if not header["sform_code"] and not header["qform_code"]:
         warn_of_no_orientation(path, "sform and qform code 0")
-    if header["sform_code"] > 0 and header["qform_code"] > 0:
+    if header["sform_code"] and header["qform_code"]:
         try:
             distance = grid_distance_mm(shape, affine, shape, header.get_qform())
         except ValueError:  # no rotation

@@ -76,25 +76,34 @@ def spatial_shape(path: Path, shape: tuple[int, ...], *, series: bool | None) ->
 
 
 def check_stored_size(
-    path: Path, expected: int, shape: tuple[int, ...], kind: object, *, packed: bool, footer: bool = False
+    path: Path,
+    expected: int,
+    shape: tuple[int, ...],
+    kind: object,
+    *,
+    packed: bool,
+    footer: bool = False,
+    data: Path | None = None,
 ) -> None:
     """Refuses a header that announces more than the file can hold, before memory is taken for it.
 
     A file that holds more is told in a warning: perhaps the header is the wrong one.
 
     Args:
-        path: file with the voxels.
+        path: file with the header.
         expected: bytes that header and voxels take uncompressed.
         shape: for the message.
         kind: type of a voxel, for the message.
         packed: whether the file is compressed; how much it holds is then told by `unpacked`.
         footer: whether something may follow the voxels.
+        data: file with the voxels, if another.
     """
-    stored = path.stat().st_size
+    stored = (data or path).stat().st_size
+    place = f" in {data.name}" if data and data != path else ""
     if expected > stored * (_LARGEST_COMPRESSION if packed else 1):
         raise error(
             f"{path}: the file holds the voxels its header announces.",
-            f"{stored} bytes for shape {shape} of {kind}, which takes {expected} uncompressed",
+            f"{stored} bytes{place} for shape {shape} of {kind}, which takes {expected} uncompressed",
             "Copy the file again: it is truncated, or its header is damaged.",
         )
     if stored > expected and not packed and not footer:
