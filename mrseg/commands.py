@@ -434,7 +434,7 @@ def _convert(options: argparse.Namespace) -> None:
     from mrseg.conversion import convert_scan
     from mrseg.data.geometry import voxel_sizes
 
-    _check_output(options.output, options.input)
+    _check_output(options.output, None if options.input.is_dir() else options.input)
     array, affine = convert_scan(
         options.input,
         options.output,

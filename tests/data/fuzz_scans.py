@@ -31,8 +31,8 @@ import dicom_files
 SHAPE = (9, 8, 5)
 AFFINE = np.array([[-0.9, 0, 0, 40.0], [0, -1.1, 0, 30], [0, 0, 3.3, -20], [0, 0, 0, 1]])
 #: Whose grid is told twice (sform and qform, the neighbours of a slice) or guarded by a checksum (a damaged
-#: gzip file): what is read without a warning has the undamaged grid. The others hold position and spacing once, so
-#: that only a wrong shape can be found.
+#: gzip file): what is read without a warning has the undamaged grid. The others hold position and spacing
+#: once, so that only a wrong shape can be found.
 REDUNDANT = ("nii", "nii.gz", "dicom", "mgz")
 KINDS = ("nii", "nii.gz", "mgh", "mgz", "nrrd", "packed.nrrd", "nhdr", "mha", "packed.mha", "mhd", "dicom")
 LIMIT_S, LIMIT_MB = 5.0, 200.0

@@ -1,4 +1,4 @@
-"""Damaged and odd scans: one line with the file's name, soon and in little memory; no wrong grid in silence."""
+"""Damaged and odd scans: one line with the file's name, soon, in little memory; no wrong grid in silence."""
 
 from __future__ import annotations
 
