@@ -14,7 +14,7 @@ import pytest
 from mrseg._checks import InputError
 from mrseg.cli import main
 from mrseg.conversion import convert_scan
-from mrseg.data import read_series, read_volume
+from mrseg.data import phantom, read_labels, read_series, read_volume, write_labels
 
 _spec = importlib.util.spec_from_file_location(
     "dicom_files", Path(__file__).with_name("data") / "dicom_files.py"
@@ -164,3 +164,32 @@ def test_prepare_takes_dicom_folders_and_other_formats_in_a_manifest(tmp_path):
     dicom_files.write_stack(tmp_path / "ct", hu, AXES, origins)
     assert run(*command) == 0
     assert read_volume(tmp_path / "out" / "labels" / "s01_T1w_dseg.nii.gz")[0][0, 0, 0] == 2
+
+
+@pytest.mark.slow
+def test_predict_and_evaluate_give_one_answer_for_one_head_in_any_format(tmp_path):
+    """One head as NIfTI, MGZ and DICOM: the same label map on the same grid, and the same scores."""
+    head = phantom.head(1, shape=(32, 32, 8), spacing_mm=(7.0, 7.0, 20.0))
+    image, affine = phantom.mr_image(head, "T1w", seed=1)
+    whole = np.rint(image / image.max() * 2000).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(whole, affine), tmp_path / "t1.nii.gz")
+    nibabel.save(nibabel.MGHImage(whole, affine), tmp_path / "t1.mgz")
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    origins = lps[:3, 3] + np.arange(8)[:, None] * lps[:3, 2]
+    dicom_files.write_stack(tmp_path / "t1", whole, lps[:3, :2], origins, {"0008|0060": "MR"})
+    labels = phantom.attenuation_labels(head)
+    write_labels(tmp_path / "labels.nii.gz", labels, affine, phantom.ATTENUATION_CLASSES, {})
+    scores, maps = [], []
+    for name in ("t1.nii.gz", "t1.mgz", "t1"):
+        out = tmp_path / f"out_{name}"
+        common = ("--segmenter", "phantom_t1_unet")
+        assert run("predict", *common, "--input", tmp_path / name, "--output", out / "dseg.nii.gz") == 0
+        maps.append(read_labels(out / "dseg.nii.gz"))
+        manifest = tmp_path / f"{name}.tsv"
+        manifest.write_text(f"subject\tT1w\tlabels\tsplit\ns01\t{name}\tlabels.nii.gz\ttest\n")
+        assert run("evaluate", *common, "--data", manifest, "--output", out / "scores") == 0
+        scores.append((out / "scores" / "scores.csv").read_text())
+    for labels, grid in maps[1:]:
+        np.testing.assert_array_equal(labels, maps[0][0])
+        np.testing.assert_allclose(grid, maps[0][1], atol=1e-4)
+    assert scores[0] == scores[1] == scores[2]

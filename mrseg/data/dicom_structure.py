@@ -51,6 +51,8 @@ def walk_elements(path: Path) -> dict[Tag, bytes]:
         walk = _Walk(data, ">" if syntax == _BIG_ENDIAN else "<", explicit)
         last = (0, 0)
         while place < end:
+            if _PIXELS in found and not any(data[place:end]):
+                break  # zeros that some archives add
             tag, start, place = walk.element(place, end, 0)
             if tag <= last:
                 raise ValueError(f"elements out of order at byte {start}")
@@ -78,7 +80,10 @@ class _Walk:
         else:
             raise ValueError(f"no kind of value at byte {place}")
         if length == _UNDEFINED:
-            return tag, start, self._items(start, end, depth + 1, fragments=tag == _PIXELS, open_end=True)
+            # Of unknown kind and length: a sequence in implicit encoding (PS3.5, 6.2.2).
+            unknown = self.explicit and kind == b"UN"
+            walk = _Walk(self.data, "<", explicit=False) if unknown else self
+            return tag, start, walk._items(start, end, depth + 1, fragments=tag == _PIXELS, open_end=True)
         stop = start + length
         if stop > end:
             raise ValueError(f"an element of {length} bytes at byte {place}, {end - start} are left")
