@@ -88,7 +88,9 @@ def read_slices(folder: str | Path, series: str | None = None) -> Slices:
             f"{len(volumes)} time points",
             "Read it with mrseg.data.read_series.",
         )
-    return Slices(str(folder), _read(volumes[0]), volumes[0][0].axes_mm, _origins(volumes[0]))
+    first = volumes[0][0]
+    padding = first.padding if all(header.padding == first.padding for header in headers) else None
+    return Slices(str(folder), _read(volumes[0]), first.axes_mm, _origins(volumes[0]), padding)
 
 
 def open_dicom(
@@ -125,7 +127,9 @@ def open_dicom(
 
 def _by_series(folder: str | Path) -> dict[str, list[SliceHeader]]:
     folder = existing_folder(folder)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "DICOMDIR"]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    # Hidden ones are what file systems leave beside the images.
+    files = [path for path in files if not path.name.startswith(".") and path.name != "DICOMDIR"]
     headers = [read_header(path) for path in files if is_dicom(path)]
     if not headers:
         raise error(

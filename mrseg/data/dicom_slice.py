@@ -21,7 +21,7 @@ from mrseg.data.sources import check_stored_size, finite_voxels, refusing
 _KIND = "a DICOM image"
 _SERIES_UID, _SOP_UID, _DESCRIPTION, _MODALITY = "0020|000e", "0008|0018", "0008|103e", "0008|0060"
 _POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
-_SLOPE, _INTERCEPT = "0028|1053", "0028|1052"
+_SLOPE, _INTERCEPT, _PADDING = "0028|1053", "0028|1052", "0028|0120"
 #: Tags that tell one volume of a series from the next, in the order in which they are trusted.
 _TIME_TAGS = ("0020|0100", "0020|0012", "0008|0032")
 _ACQUISITION_TIME, _REPETITION_MS = "0008|0032", "0018|0080"
@@ -50,6 +50,7 @@ class SliceHeader:
         origin_mm: (3,), centre of voxel (0, 0), RAS+ mm.
         times: tag -> number, of those tags that order the volumes of a series.
         repetition_s: repetition time in seconds, None if missing.
+        padding: PixelPaddingValue, scaled as the pixels are; None if missing.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class SliceHeader:
     origin_mm: np.ndarray
     times: dict[str, float]
     repetition_s: float | None
+    padding: float | None
 
     @property
     def normal(self) -> np.ndarray:
@@ -101,11 +103,13 @@ def read_header(path: Path) -> SliceHeader:
         )
     if not (row_mm > 0 and column_mm > 0):
         raise error(f"{path}: PixelSpacing is above 0.", f"{row_mm:g}, {column_mm:g} mm", _TAG_FAULT)
-    for tag, name in ((_SLOPE, "RescaleSlope"), (_INTERCEPT, "RescaleIntercept")):
-        if reader.HasMetaDataKey(tag):
-            value = _numbers(path, reader, tag, name, 1)[0]
-            if tag == _SLOPE and value == 0:
-                raise error(f"{path}: RescaleSlope is not 0.", value, _TAG_FAULT)
+    slope, intercept = (
+        float(_numbers(path, reader, tag, name, 1)[0]) if reader.HasMetaDataKey(tag) else default
+        for tag, name, default in ((_SLOPE, "RescaleSlope", 1.0), (_INTERCEPT, "RescaleIntercept", 0.0))
+    )
+    if slope == 0:
+        raise error(f"{path}: RescaleSlope is not 0.", slope, _TAG_FAULT)
+    padding = _text(reader, _PADDING)
     uid = _text(reader, _SERIES_UID)
     if not re.fullmatch(r"[\d.]{1,64}", uid):
         raise error(f"{path}: a slice names its series (SeriesInstanceUID).", "none", _TAG_FAULT)
@@ -121,6 +125,7 @@ def read_header(path: Path) -> SliceHeader:
         origin_mm=position * to_ras + 0.0,
         times={tag: value for tag in _TIME_TAGS if (value := _time(reader, tag)) is not None},
         repetition_s=_repetition_s(reader),
+        padding=float(padding) * slope + intercept if re.fullmatch(r"-?\d{1,9}", padding) else None,
     )
 
 

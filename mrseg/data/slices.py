@@ -26,12 +26,14 @@ class Slices:
         array: float32 (x, y, n).
         axes_mm: (3, 2): the step from voxel to voxel along x and along y, RAS+ mm.
         origins_mm: (n, 3): voxel (0, 0) of every slice, RAS+ mm.
+        padding: value of voxels that were not measured (outside a CT's field of view); None if not known.
     """
 
     name: str
     array: np.ndarray
     axes_mm: np.ndarray
     origins_mm: np.ndarray
+    padding: float | None = None
 
 
 def steps_mm(origins_mm: np.ndarray) -> np.ndarray:
@@ -116,7 +118,8 @@ def resample_slices(slices: Slices, spacing_mm: float | None = None, *, toleranc
 
     Values are interpolated linearly between the two neighbouring slices along the line through the slices'
     origins, at the same place in the slice; nothing is interpolated in plane, and a slice that lies on the
-    new grid is kept as it is. Slices that seem to be missing are told in a warning.
+    new grid is kept as it is. Where one of the two is padding, the nearer one counts. Slices that seem to be
+    missing are told in a warning.
 
     Args:
         slices: two or more, whose origins lie on a line.
@@ -157,10 +160,12 @@ def resample_slices(slices: Slices, spacing_mm: float | None = None, *, toleranc
     affine[:3, :2] = slices.axes_mm
     affine[:3, 2] = step * line
     affine[:3, 3] = origins[0]
-    return _interpolated(slices.array, along, np.arange(count) * step), check_affine(slices.name, affine)
+    wanted = np.arange(count) * step
+    return _interpolated(slices, along, wanted), check_affine(slices.name, affine)
 
 
-def _interpolated(array: np.ndarray, along: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _interpolated(slices: Slices, along: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    array = slices.array
     result = np.empty((*array.shape[:2], len(wanted)), np.float32)
     for place, distance in enumerate(wanted):
         above = int(np.clip(np.searchsorted(along, distance), 1, len(along) - 1))
@@ -169,8 +174,12 @@ def _interpolated(array: np.ndarray, along: np.ndarray, wanted: np.ndarray) -> n
         if min(weight, 1 - weight) * gap < 1e-6:  # a slice itself
             result[..., place] = array[..., above - 1 + round(weight)]
         else:
-            below = array[..., above - 1]
-            result[..., place] = below + weight * (array[..., above] - below)  # equal values stay as they are
+            lower, upper = array[..., above - 1], array[..., above]
+            values = lower + weight * (upper - lower)  # equal values stay as they are
+            if slices.padding is not None:
+                padded = (lower == slices.padding) != (upper == slices.padding)
+                values = np.where(padded, upper if weight > 0.5 else lower, values)
+            result[..., place] = values
     return result
 
 

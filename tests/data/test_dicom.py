@@ -129,6 +129,18 @@ def test_a_ct_is_in_hounsfield_units_and_its_padding_is_outside(tmp_path):
     np.testing.assert_array_equal(ct_hu[1:], counting()[1:] - 1024.0)
 
 
+def test_the_value_of_padding_is_scaled_as_the_pixels_are(tmp_path):
+    tags = {"0028|0120": -2000, "0028|1053": 2, "0028|1052": -1024}
+    assert read_slices(folder_of(tmp_path, tags=tags)).padding == -5024
+    assert read_slices(folder_of(tmp_path, name="other")).padding is None
+
+
+def test_hidden_files_are_left_alone(tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "._000.dcm").write_bytes(b"left by a file system")
+    assert len(read_slices(folder).origins_mm) == 6
+
+
 # Several series
 
 
@@ -415,7 +427,7 @@ class TestOnTheRealSeries:
 
     def test_hounsfield_units_are_those_of_a_head(self, head_slices):
         values = head_slices.array
-        assert values.min() == -1500  # the scanner's padding (PixelPaddingValue)
+        assert values.min() == head_slices.padding == -1500  # PixelPaddingValue
         assert 1000 < values.max() < 3072
         in_view = values[values > -1024]
         print(f"HU from {in_view.min():g} to {values.max():g}, padding -1500")

@@ -96,6 +96,16 @@ def test_values_between_two_slices_are_weighted_by_distance():
     np.testing.assert_array_equal(affine, np.diag([1, 1, 2, 1]))
 
 
+def test_padding_is_not_blended_into_what_was_measured():
+    """A tenth of -3024 would make air of soft tissue."""
+    origins = np.array([[0, 0, 0], [0, 0, 10.0], [0, 0, 15.0]])
+    values = np.array([[-3024, -3024], [40, -3024], [40, -3024]], np.float32).T.reshape(2, 1, 3)
+    stack = Slices("ct", values, np.eye(3)[:, :2], origins, padding=-3024.0)
+    array, _ = resample_slices(stack, 1.0)
+    np.testing.assert_array_equal(array[0, 0], [-3024] * 6 + [40] * 10)
+    np.testing.assert_array_equal(array[1, 0], [-3024] * 16)
+
+
 def test_what_looks_like_missing_slices_is_counted_and_logged(caplog):
     stack, _ = slices([3.0, 3.0, 9.0, 3.0])
     assert "2 between slices 3 and 4" in describe_steps(stack.origins_mm)
