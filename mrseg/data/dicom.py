@@ -193,6 +193,13 @@ def _volumes(folder: str | Path, headers: Sequence[SliceHeader]) -> list[list[Sl
 
 
 def _time_points(folder: str | Path, places: list[list[SliceHeader]]) -> list[list[SliceHeader]]:
+    echoes = sorted({header.echo_ms for header in places[0]})
+    if len(echoes) > 1:
+        raise error(
+            f"{folder}: a place has one slice, or one slice a time point.",
+            f"slices of echo times {', '.join(echo or 'none' for echo in echoes)} ms at one place",
+            "Export each echo as a series of its own.",
+        )
     counts = sorted({len(place) for place in places})
     if len(counts) == 1:
         for tag in places[0][0].times:

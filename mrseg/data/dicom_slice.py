@@ -22,9 +22,10 @@ _KIND = "a DICOM image"
 _SERIES_UID, _SOP_UID, _DESCRIPTION, _MODALITY = "0020|000e", "0008|0018", "0008|103e", "0008|0060"
 _POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
 _SLOPE, _INTERCEPT, _PADDING = "0028|1053", "0028|1052", "0028|0120"
-#: Tags that tell one volume of a series from the next, in the order in which they are trusted.
-_TIME_TAGS = ("0020|0100", "0020|0012", "0008|0032")
-_ACQUISITION_TIME, _REPETITION_MS = "0008|0032", "0018|0080"
+#: Tags that tell one volume of a series from the next, in the order in which they are trusted: temporal
+#: position, acquisition number, acquisition time, trigger time, instance number.
+_TIME_TAGS = ("0020|0100", "0020|0012", "0008|0032", "0018|1060", "0020|0013")
+_ACQUISITION_TIME, _REPETITION_MS, _ECHO_MS = "0008|0032", "0018|0080", "0018|0081"
 # Service classes without a grid of voxels (DICOM PS3.4 B.5): folders' directory, waveforms, presentation
 # states, structured reports, raw data, encapsulated documents, radiotherapy plans.
 _NO_IMAGE = re.compile(r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(9|11|88|66|104|67|481\.[3-9])(\..*)?)")
@@ -50,6 +51,7 @@ class SliceHeader:
         origin_mm: (3,), centre of voxel (0, 0), RAS+ mm.
         times: tag -> number, of those tags that order the volumes of a series.
         repetition_s: repetition time in seconds, None if missing.
+        echo_ms: echo time as the file writes it, "" if missing.
         padding: PixelPaddingValue, scaled as the pixels are; None if missing.
     """
 
@@ -63,6 +65,7 @@ class SliceHeader:
     origin_mm: np.ndarray
     times: dict[str, float]
     repetition_s: float | None
+    echo_ms: str
     padding: float | None
 
     @property
@@ -125,6 +128,7 @@ def read_header(path: Path) -> SliceHeader:
         origin_mm=position * to_ras + 0.0,
         times={tag: value for tag in _TIME_TAGS if (value := _time(reader, tag)) is not None},
         repetition_s=_repetition_s(reader),
+        echo_ms=_text(reader, _ECHO_MS)[:16],
         padding=float(padding) * slope + intercept if re.fullmatch(r"-?\d{1,9}", padding) else None,
     )
 
@@ -203,7 +207,7 @@ def _time(reader: sitk.ImageFileReader, tag: str) -> float | None:
     if tag == _ACQUISITION_TIME:
         match = re.fullmatch(r"(\d\d)(\d\d)(\d\d(?:\.\d+)?)", text)
         return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]) if match else None
-    return float(text) if re.fullmatch(r"\d{1,9}", text) else None
+    return float(text) if re.fullmatch(r"\d{1,9}(\.\d+)?", text) else None
 
 
 def _repetition_s(reader: sitk.ImageFileReader) -> float | None:

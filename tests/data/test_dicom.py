@@ -111,6 +111,16 @@ def test_names_and_numbers_of_the_files_do_not_matter(tmp_path):
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
 
 
+def test_files_without_preamble_or_ending_are_read(tmp_path):
+    folder = folder_of(tmp_path)
+    expected = io.read_volume(folder)[0]
+    for number, path in enumerate(sorted(folder.iterdir())):
+        content = path.read_bytes()
+        path.unlink()
+        (folder / f"IM_{number}").write_bytes(content[content.index(b"\x08\x00\x16\x00UI") :])
+    np.testing.assert_array_equal(io.read_volume(folder)[0], expected)
+
+
 def test_each_slice_has_its_own_slope_and_intercept(tmp_path):
     for k in range(6):
         tags = {"0028|1053": 1 + k, "0028|1052": -1000 + k, "0020|0032": f"0\\0\\{k}", "0020|0013": k}
@@ -301,13 +311,19 @@ def test_several_slices_a_place_are_a_series_in_order_of_time(tmp_path):
     refused(tmp_path / "ct", "3 time points", "read_series", read=read_slices)
 
 
-@pytest.mark.parametrize("tag", ["0020|0012", "0008|0032"])
+@pytest.mark.parametrize("tag", ["0020|0012", "0008|0032", "0018|1060", "0020|0013"])
 def test_time_is_read_from_acquisition_number_or_time_too(tmp_path, tag):
-    times = {"0020|0012": ("7", "12"), "0008|0032": ("095958.25", "100001.5")}[tag]
+    times = {"0008|0032": ("095958.25", "100001.5"), "0018|1060": ("0.5", "1500")}.get(tag, ("7", "12"))
     for t, time in enumerate(times):
         folder_of(tmp_path, counting() + 100 * t, tags={tag: time}, prefix=f"t{1 - t}")
     array = io.read_series(tmp_path / "ct").array
     np.testing.assert_array_equal(array[..., 1] - array[..., 0], 100)
+
+
+def test_two_echoes_at_a_place_are_no_time_series(tmp_path):
+    for echo in ("15", "90"):
+        folder_of(tmp_path, tags={"0018|0081": echo}, prefix=f"e{echo}_")
+    refused(tmp_path / "ct", "echo times 15, 90 ms", read=io.read_series)
 
 
 # Privacy

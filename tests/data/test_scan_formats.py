@@ -353,3 +353,16 @@ def test_three_sequences_of_one_session_are_brought_onto_one_grid(patient):
         image = resample(volumes[name], shape, affine, antialias=False)
         other = image > np.percentile(image, 70)
         assert 2 * (head & other).sum() / (head.sum() + other.sum()) > 0.7
+
+
+@pytest.mark.data
+@pytest.mark.skipif("MRSEG_DATA" not in os.environ, reason="MRSEG_DATA is not set")
+@pytest.mark.parametrize("kind", ["mgz", "packed.nrrd", "packed.mha", "dicom"])
+def test_a_real_scan_is_the_same_in_every_format(tmp_path, kind):
+    native = io.read_volume(Path(os.environ["MRSEG_DATA"]) / "open_ms" / "patient01" / "study1_FLAIR.nii.gz")
+    other = io.read_volume(write(tmp_path, kind, native[0].astype(np.int16), native[1]))
+    (array, affine), (same, same_affine) = to_canonical(native), to_canonical(other)
+    assert np.array_equal(same, array)
+    distance = grid_distance_mm(array.shape, affine, same.shape, same_affine)
+    print(f"FLAIR as {kind}: voxels equal, within {distance:.1e} mm")
+    assert distance < 1e-4
