@@ -79,7 +79,7 @@ distances).
 def add_commands(command: AddCommand) -> None:
     """Adds the parsers, each made by ``command``."""
     clean = command("clean", _clean, "remove stray pieces and holes from a label map", CLEAN)
-    clean.add_argument("--input", type=Path, required=True, help="label map, .nii or .nii.gz")
+    clean.add_argument("--input", type=Path, required=True, help="label map, of any format")
     clean.add_argument("--output", type=Path, required=True, help="cleaned label map to write")
     clean.add_argument(
         "--stray-regions", action="store_true",
@@ -125,10 +125,10 @@ def add_commands(command: AddCommand) -> None:
     mu.add_argument("--reference", type=Path, help="CT on the grid of the labels to compare with")
 
     mask = command("brainmask", _brainmask, "mask the brain without a network", BRAINMASK)
-    mask.add_argument("--input", type=Path, required=True, help="scan or series, .nii or .nii.gz")
+    mask.add_argument("--input", type=Path, required=True, help="scan or series of any format")
     mask.add_argument("--output", type=Path, required=True, help="mask to write, .nii or .nii.gz")
     curve = command("perfusion", _perfusion, "draw the curve of a DSC perfusion series", PERFUSION)
-    curve.add_argument("--input", type=Path, required=True, help="series (x, y, z, t), .nii or .nii.gz")
+    curve.add_argument("--input", type=Path, required=True, help="series (x, y, z, t) of any format")
     curve.add_argument("--output", type=Path, required=True, help="folder")
     curve.add_argument("--te-ms", type=float, required=True, help="echo time in ms")
     curve.add_argument("--interval-s", type=float, help="seconds between volumes (default: the header's)")
@@ -434,7 +434,7 @@ def _convert(options: argparse.Namespace) -> None:
     from mrseg.conversion import convert_scan
     from mrseg.data.geometry import voxel_sizes
 
-    _check_output(options.output, None if options.input.is_dir() else options.input)
+    _check_output(options.output, options.input)
     array, affine = convert_scan(
         options.input,
         options.output,
@@ -504,7 +504,9 @@ def _check_output(output: Path, *inputs: Path | None) -> None:
 
     nifti_path(output)
     for path in inputs:
-        if path is not None and sidecar_path(output.resolve()) == sidecar_path(path.resolve()):
+        if path is None or path.is_dir():  # a DICOM series has no sidecar
+            continue
+        if sidecar_path(output.resolve()) == sidecar_path(path.resolve()):
             raise error("The output is another file than the input, also by its sidecar.", output)
     writable_folder(output.parent)
 

@@ -166,6 +166,22 @@ def test_prepare_takes_dicom_folders_and_other_formats_in_a_manifest(tmp_path):
     assert read_volume(tmp_path / "out" / "labels" / "s01_T1w_dseg.nii.gz")[0][0, 0, 0] == 2
 
 
+def test_a_brain_mask_is_made_of_a_dicom_folder_under_its_own_name(tmp_path):
+    head = phantom.head(1, shape=(64, 64, 8), spacing_mm=(3.75, 3.75, 12.0))
+    image, affine = phantom.mr_image(head, "T2w", seed=1)
+    whole = np.rint(image / image.max() * 2000).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(whole, affine), tmp_path / "file.nii.gz")
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    origins = lps[:3, 3] + np.arange(8)[:, None] * lps[:3, 2]
+    dicom_files.write_stack(tmp_path / "t2", whole, lps[:3, :2], origins, {"0008|0060": "MR"})
+    assert run("brainmask", "--input", tmp_path / "t2", "--output", tmp_path / "t2.nii.gz") == 0
+    assert run("brainmask", "--input", tmp_path / "file.nii.gz", "--output", tmp_path / "mask.nii.gz") == 0
+    (mask, grid), (same, other) = (read_labels(tmp_path / name) for name in ("t2.nii.gz", "mask.nii.gz"))
+    np.testing.assert_array_equal(mask, same)
+    np.testing.assert_allclose(grid, other, atol=1e-4)
+    assert mask.any()
+
+
 @pytest.mark.slow
 def test_predict_and_evaluate_give_one_answer_for_one_head_in_any_format(tmp_path):
     """One head as NIfTI, MGZ and DICOM: the same label map on the same grid, and the same scores."""
