@@ -204,6 +204,8 @@ def test_predict_and_evaluate_give_one_answer_for_one_head_in_any_format(tmp_pat
         manifest = tmp_path / f"{name}.tsv"
         manifest.write_text(f"subject\tT1w\tlabels\tsplit\ns01\t{name}\tlabels.nii.gz\ttest\n")
         assert run("evaluate", *common, "--data", manifest, "--output", out / "scores") == 0
+        assert run("predict", *common, "--data", manifest, "--output", out / "cohort") == 0
+        maps.append(read_labels(out / "cohort" / "sub-s01" / "anat" / "sub-s01_desc-mrseg_dseg.nii.gz"))
         scores.append((out / "scores" / "scores.csv").read_text())
     for labels, grid in maps[1:]:
         np.testing.assert_array_equal(labels, maps[0][0])

@@ -40,25 +40,23 @@ def open_nifti(path: Path, series: bool | None) -> Source:
     The affine is the sform, else the qform. Where a header has both and they disagree, a warning gives the
     distance; where it has neither, a warning says so.
     """
-    with refusing(path, _KIND, "not an image, or a damaged one"):
+    with refusing(path, _KIND, "not an image, or a damaged one"), _warnings_logged(path):
         # Before nibabel, which would set a voxel size of zero to 1 and go on.
         raw = _raw_header(path)
         shape = spatial_shape(path, tuple(int(n) for n in raw.get_data_shape()), series=series)
         expected = _check_header(path, raw)
         kind = nibabel.Nifti2Image if raw.sizeof_hdr == 540 else nibabel.Nifti1Image
-        with _warnings_logged(path):
-            image = kind.from_filename(path)
+        image = kind.from_filename(path)
         affine = _affine(path, image, shape)
 
     def voxels() -> np.ndarray:
-        with refusing(path, _KIND, "a truncated or damaged file"):
+        with refusing(path, _KIND, "a truncated or damaged file"), _warnings_logged(path):
             opened = image
             if path.name.endswith(".gz"):
                 content, extra = unpacked(path, expected)
                 if extra:
                     warn_of_more(path, extra, shape)
-                with _warnings_logged(path):
-                    opened = kind.from_bytes(content)
+                opened = kind.from_bytes(content)
             found = opened.get_fdata(caching="unchanged", dtype=np.float32)
             array = np.array(found, dtype=np.float32, order="C").reshape(shape)
         return finite_voxels(path, array)

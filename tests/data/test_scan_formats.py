@@ -243,6 +243,27 @@ def test_an_affine_of_another_voxel_size_than_pixdim_is_told(tmp_path, caplog):
     assert "pixdim" in caplog.text
 
 
+@pytest.mark.parametrize(("scale", "move_mm"), [(1e-3, 0), (100, 0), (1, 1e6)])
+def test_a_grid_that_no_head_was_scanned_on_is_told(tmp_path, caplog, scale, move_mm):
+    """Metres, a unit ten times too large twice over, a world a kilometre away."""
+    affine = affine_of(spacing=tuple(scale * size for size in SPACING))
+    affine[:3, 3] += move_mm
+    io.read_volume(write(tmp_path, "mgh", asymmetric(), affine))
+    assert "is the header in millimetres" in caplog.text and "scan.mgh" in caplog.text
+
+
+def test_what_nibabel_warns_of_is_told_with_the_name_of_the_file(tmp_path, caplog):
+    """A header extension of a size that is not a multiple of 16 (nifti1.h)."""
+    path = write(tmp_path, "nii", asymmetric(), affine_of())
+    content = bytearray(path.read_bytes())
+    content[348:352] = b"\1\0\0\0"
+    content[108:112] = np.float32(352 + 24).tobytes()  # vox_offset
+    content[352:352] = np.array([24, 6], "<i4").tobytes() + b"comment".ljust(16)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(io.read_volume(path)[0], asymmetric())
+    assert f"{path}: Extension size is not a multiple of 16" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["mgh", "nrrd", "mha"])
 def test_a_header_without_orientation_is_read_with_a_warning(tmp_path, caplog, kind):
     path = write(tmp_path, kind, asymmetric(), affine_of("LPS", (1.0, 1.0, 1.0)))
