@@ -17,7 +17,7 @@ from mrseg._checks import InputError, error
 from mrseg._files import checksum, writable_folder
 from mrseg.data.cases import Case, write_cases
 from mrseg.data.geometry import check_same_grid, to_canonical, voxel_sizes
-from mrseg.data.io import read_ct, read_sidecar, read_volume, write_labels
+from mrseg.data.io import read_ct, read_sidecar, read_volume, scan_files, write_labels
 from mrseg.data.labels import ATTENUATION_CLASSES, class_fractions, hu_to_labels
 from mrseg.data.registration import apply_transform, check_quality, register, save_registration
 from mrseg.jobs import run_jobs
@@ -160,7 +160,7 @@ def _label_scan(scan: _Scan, labelling: Labelling) -> Row:
 
 def _sources(scan: _Scan, labelling: Labelling) -> dict[str, Any]:
     files = {
-        role: {"name": file.name, "sha256": checksum([file])}
+        role: {"name": file.name, "sha256": checksum(scan_files(file))}
         for role, file in (("image", scan.image), ("ct", scan.ct))
     }
     return json.loads(json.dumps({**files, "labelling": dataclasses.asdict(labelling)}))

@@ -29,8 +29,8 @@ class Case:
 
     Attributes:
         subject: identifier; the unit of every split.
-        images: sequence ("T1w", "T2w", "dsc", ...) -> image file.
-        ct: CT file, on its own grid, or None.
+        images: sequence ("T1w", "T2w", "dsc", ...) -> scan: a file, or the folder of a DICOM series.
+        ct: CT, likewise, on its own grid, or None.
         labels: sequence -> label file on that image's grid.
         split: "train", "val", "test", or "" for none.
     """
@@ -240,7 +240,7 @@ def _case(tsv: Path, number: int, row: Mapping[str, str]) -> Case:
 
 
 def _file(where: str, column: str, path: Path) -> Path:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"{where}, column {column}: the file must exist. Received: {path}. Paths start from "
             "the table's folder; columns besides subject, ct, labels, labels_<sequence>, split are sequences."
