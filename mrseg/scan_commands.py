@@ -127,4 +127,5 @@ def _phantom(options: argparse.Namespace) -> None:
         labels=options.labels or False,
         prefix=options.prefix,
     )
-    print(f"{sum(subjects.values())} heads: {manifest}")
+    count = sum(subjects.values())
+    print(f"{count} head{'s' if count > 1 else ''}: {manifest}")
