@@ -4,7 +4,7 @@
     python examples/build_pages.py --check docs/guides/six_scans.md    fails if other words are printed
 
 Commands are the lines that begin with ``$ `` in blocks marked ``console``; they run one after the other in
-one empty folder. Long output is shown in part, and the folder of the installed package is written ``[mrseg]``.
+one empty folder. Long output is shown in part, and the folder of the package is written ``[mrseg]``.
 Numbers differ in their last digits from processor to processor, and times from day to day, so that a check
 compares words and layout, and numbers with a decimal point within a tenth.
 """
