@@ -22,6 +22,7 @@ lint: .venv/installed-test
 check: test .venv/installed-check
 	$(BIN)/python -m pytest -m "slow"
 	$(BIN)/python examples/build_notebooks.py --check
+	$(BIN)/python examples/build_pages.py --check docs/guides/six_scans.md
 
 notebooks: .venv/installed-check
 	$(BIN)/python examples/build_notebooks.py

@@ -8,6 +8,7 @@ is never scored here.
 """
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def main() -> None:
     )
     parser.add_argument("--segmenter", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--spacing-mm", type=float, nargs=3, metavar=("X", "Y", "Z"),
+        help="voxels to segment on, for a network that was trained on its scans' own grid",
+    )  # fmt: skip
     options = parser.parse_args()
     folder = Path(os.environ["MRSEG_DATA"]) / "colin27"
     labels, affine = read_labels(folder / "labels.nii.gz")
@@ -35,6 +40,10 @@ def main() -> None:
     write_labels(path, merged, affine, ATTENUATION_CLASSES, {"source": "Colin27 labels, merged"})
     case = Case("colin27", {"T1w": folder / "T1.nii.gz"}, None, {"T1w": path}, "test")
     segmenter = Segmenter.load(options.segmenter)
+    if options.spacing_mm:
+        grid = {"grid": "spacing", "spacing_mm": tuple(options.spacing_mm)}
+        preprocessing = dataclasses.replace(segmenter.preprocessing, **grid)
+        segmenter = dataclasses.replace(segmenter, preprocessing=preprocessing)
     _, text = write_evaluation(segmenter, [case], options.output, sequence="T1w", distances=True)
     print(text)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from mrseg import __version__
 from mrseg._checks import InputError, error, existing_folder
 from mrseg.commands import add_commands
+from mrseg.scan_commands import add_scan_commands
 from mrseg.study_commands import add_study_commands
 
 TOP = """\
@@ -37,6 +38,11 @@ Without a network:
   mrseg brainmask --input dsc.nii.gz --method cusum --output dsc_brain.nii.gz
   mrseg phantom --output scans --sequences T2w --train 6      synthetic heads to try commands on
   mrseg perfusion --input dsc.nii.gz --te-ms 45 --interval-s 1.5 --baseline 3-8 --output runs/dsc
+
+From the scanner or the archive:
+
+  mrseg series study                                 the series of a DICOM folder
+  mrseg convert study --series "AX T2" --output t2.nii.gz
 """
 
 MANIFEST = """\
@@ -46,6 +52,8 @@ table:
 
   subject  T1w             T2w             ct              split
   s01      s01/t1.nii.gz   s01/t2.nii.gz   s01/ct.nii.gz   train
+
+A scan is a NIfTI, MGZ, NRRD or MHA file, or the folder of one DICOM series.
 """
 
 
@@ -143,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "segment a scan or a cohort on the scans' own grids", PREDICT)
     predict.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
     what = predict.add_mutually_exclusive_group(required=True)
-    what.add_argument("--input", type=Path, help="scan, .nii or .nii.gz")
+    what.add_argument("--input", type=Path, help="scan: NIfTI, MGZ, NRRD, MHA, or DICOM folder")
     what.add_argument("--data", type=Path, help="manifest (TSV), BIDS folder, or folder of a known data set")
     predict.add_argument(
         "--output", type=Path, required=True,
@@ -214,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_study_commands(command)
     add_commands(command)
+    add_scan_commands(command)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The commands that need no network: clean, attenuation, brainmask, perfusion, phantom."""
+"""The commands on labels and series that need no network: clean, attenuation, brainmask, perfusion."""
 
 from __future__ import annotations
 
@@ -56,19 +56,11 @@ Written are curve.csv, curve.png, curve.json (the settings); mask.nii.gz with ma
 motion.csv with --motion.
 """
 
-PHANTOM = """\
-Writes a cohort of synthetic heads as own scans would lie on disk: NIfTI files with a manifest, each head
-with an unregistered CT. To try commands on; figures from them say nothing about patients.
-
-  mrseg phantom --output scans --sequences T2w --train 6
-  mrseg phantom --output heads --sequences T1w T2w --train 4 --test 2 --labels attenuation
-"""
-
 
 def add_commands(command: AddCommand) -> None:
     """Adds the parsers, each made by ``command``."""
     clean = command("clean", _clean, "remove stray pieces and holes from a label map", CLEAN)
-    clean.add_argument("--input", type=Path, required=True, help="label map, .nii or .nii.gz")
+    clean.add_argument("--input", type=Path, required=True, help="label map, of any format")
     clean.add_argument("--output", type=Path, required=True, help="cleaned label map to write")
     clean.add_argument(
         "--stray-regions", action="store_true",
@@ -114,10 +106,10 @@ def add_commands(command: AddCommand) -> None:
     mu.add_argument("--reference", type=Path, help="CT on the grid of the labels to compare with")
 
     mask = command("brainmask", _brainmask, "mask the brain without a network", BRAINMASK)
-    mask.add_argument("--input", type=Path, required=True, help="scan or series, .nii or .nii.gz")
+    mask.add_argument("--input", type=Path, required=True, help="scan or series of any format")
     mask.add_argument("--output", type=Path, required=True, help="mask to write, .nii or .nii.gz")
     curve = command("perfusion", _perfusion, "draw the curve of a DSC perfusion series", PERFUSION)
-    curve.add_argument("--input", type=Path, required=True, help="series (x, y, z, t), .nii or .nii.gz")
+    curve.add_argument("--input", type=Path, required=True, help="series (x, y, z, t) of any format")
     curve.add_argument("--output", type=Path, required=True, help="folder")
     curve.add_argument("--te-ms", type=float, required=True, help="echo time in ms")
     curve.add_argument("--interval-s", type=float, help="seconds between volumes (default: the header's)")
@@ -128,23 +120,6 @@ def add_commands(command: AddCommand) -> None:
     curve.add_argument("--motion", action="store_true", help="bring all time points onto --time-point first")
     region = curve.add_mutually_exclusive_group()
     region.add_argument("--mask", type=Path, help="region: voxels above 0 (but 255) of this label map")
-    phantom = command("phantom", _phantom, "write synthetic heads to try commands on", PHANTOM)
-    phantom.add_argument("--output", type=Path, required=True, help="folder")
-    phantom.add_argument(
-        "--sequences", nargs="+", default=["T1w"], choices=("T1w", "T2w", "dsc"), help="default: T1w"
-    )
-    for split in ("train", "val", "test"):
-        phantom.add_argument(
-            f"--{split}", type=int, default=0, metavar="N", help=f"heads of the split {split}"
-        )
-    phantom.add_argument(
-        "--shape", type=int, nargs=3, default=(64, 64, 48), metavar=("X", "Y", "Z"),
-        help="voxels (default: 64 64 48)",
-    )  # fmt: skip
-    phantom.add_argument(
-        "--labels", choices=("attenuation", "tissue", "brain"), help="write true labels too (default: none)"
-    )
-    phantom.add_argument("--seed", type=int, default=0, help="other seeds make other heads (default: 0)")
     for parser in (mask, region):
         parser.add_argument(
             "--method", default="cusum", choices=("otsu", "aabl", "cusum"), help="default: cusum"
@@ -163,7 +138,7 @@ def _clean(options: argparse.Namespace) -> None:
     from mrseg.data.io import read_labels, write_labels
     from mrseg.postprocess import Postprocessing
 
-    _check_output(options.output, options.input)
+    check_output(options.output, options.input)
     steps = Postprocessing(
         stray_regions=options.stray_regions,
         slice_axis=options.slice_axis,
@@ -200,7 +175,7 @@ def _attenuation(options: argparse.Namespace) -> None:
     from mrseg.data.io import read_ct, write_volume
 
     source = options.labels or options.ct
-    _check_output(options.output, source, options.reference)
+    check_output(options.output, source, options.reference)
     if options.ct and (options.reference or options.mu_per_cm):
         raise error("--reference and --mu-per-cm belong to --labels.", f"--ct {options.ct}")
     if (options.ct or options.reference) and options.kvp is None:
@@ -272,7 +247,7 @@ def _brainmask(options: argparse.Namespace) -> None:
     from mrseg.data.geometry import to_canonical
     from mrseg.data.io import read_series, read_volume, volume_count
 
-    _check_output(options.output, options.input)
+    check_output(options.output, options.input)
     made: dict[str, Any] = {"input": options.input.name, "method": options.method}
     if volume_count(options.input) > 1:
         series = read_series(options.input)
@@ -298,7 +273,7 @@ def _perfusion(options: argparse.Namespace) -> None:
     from mrseg.plots import signal_curves
 
     for name in ("mask.nii.gz", "curve.nii.gz"):  # beside curve.json
-        _check_output(options.output / name, options.input)
+        check_output(options.output / name, options.input)
     series = read_series(options.input)
     volumes = series.array.shape[3]
     _check_time_point(options.time_point, volumes)
@@ -450,36 +425,19 @@ def _check_time_point(time_point: int, volumes: int) -> None:
         )
 
 
-def _check_output(output: Path, *inputs: Path | None) -> None:
+def check_output(output: Path, *inputs: Path | None) -> None:
     """Refuses a name that is no image's, an input's, or that would share an input's sidecar."""
     from mrseg._files import writable_folder
     from mrseg.data.io import nifti_path, sidecar_path
 
     nifti_path(output)
     for path in inputs:
-        if path is not None and sidecar_path(output.resolve()) == sidecar_path(path.resolve()):
+        if path is None or path.is_dir():  # a DICOM series has no sidecar
+            continue
+        if sidecar_path(output.resolve()) == sidecar_path(path.resolve()):
             raise error("The output is another file than the input, also by its sidecar.", output)
     writable_folder(output.parent)
 
 
 def _version() -> dict[str, str]:
     return {"mrseg": __version__}
-
-
-def _phantom(options: argparse.Namespace) -> None:
-    from mrseg.data.phantom import write_cohort
-
-    subjects = {
-        split: getattr(options, split) for split in ("train", "val", "test") if getattr(options, split)
-    }
-    if not subjects:
-        raise error("A cohort has at least one head.", "none", "Add --train 4, --val 1 or --test 2.")
-    manifest = write_cohort(
-        options.output,
-        subjects=subjects,
-        sequences=options.sequences,
-        shape=options.shape,
-        seed=options.seed,
-        labels=options.labels or False,
-    )
-    print(f"{sum(subjects.values())} heads: {manifest}")

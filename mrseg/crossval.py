@@ -355,7 +355,8 @@ class _Plan:
 
     def _recipe(self, experiment: Experiment, point: Mapping[str, Any]) -> Recipe:
         own = overrides_of({**experiment.set, **point})
-        return load_recipe(experiment.recipe, [*own, *self.overrides])
+        recipe = load_recipe(experiment.recipe, [*own, *self.overrides])
+        return dataclasses.replace(recipe, validation_subjects=())  # the fold's are
 
     def trials(self, experiment: Experiment) -> list[Trial]:
         """Every training of an experiment, scored where its grid is decided."""
@@ -411,9 +412,16 @@ def _waves(experiments: Sequence[Experiment], given: bool) -> Iterable[list[Expe
         if names.count(name) > 1 or _slug(name) in map(_slug, set(names) - {name}):
             raise error("Every experiment has a name of its own.", name)
     known = {"given"} if given else set()
+    folded = {experiment.name for experiment in experiments if experiment.folded}
     for experiment in experiments:
         if experiment.source:
             choice(f"The source of {experiment.name}", experiment.source, [*names, *known])
+        if experiment.source in folded and not experiment.folded:
+            raise error(
+                "What is trained once starts from what is trained once.",
+                f"{experiment.name} from {experiment.source}, which has a network for every fold",
+                f"Leave out folded: false of {experiment.name}.",
+            )
     left = list(experiments)
     while left:
         wave = [experiment for experiment in left if not experiment.source or experiment.source in known]

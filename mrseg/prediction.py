@@ -11,10 +11,18 @@ import nibabel as nib
 from tqdm import tqdm
 
 from mrseg import __version__
-from mrseg._checks import InputError, error, existing_file
+from mrseg._checks import InputError, error
 from mrseg._files import atomic_file, checksum, writable_folder
 from mrseg.data.geometry import Volume, to_canonical, voxel_sizes
-from mrseg.data.io import nifti_path, read_sidecar, read_volume, sidecar_path, write_labels, write_volume
+from mrseg.data.io import (
+    nifti_path,
+    read_sidecar,
+    read_volume,
+    scan_files,
+    sidecar_path,
+    write_labels,
+    write_volume,
+)
 from mrseg.data.labels import write_label_table
 from mrseg.data.scans import find_scans
 from mrseg.derivatives import describe, generated_by, write_json
@@ -126,7 +134,7 @@ def predict_cohort(
                 **_files(labels, inference, probabilities),
                 "table": sidecar_path(labels).with_suffix(".tsv"),
             }
-            own = {**origin, "input": scan.path.name, "input_sha256": checksum([existing_file(scan.path)])}
+            own = {**origin, "input": scan.path.name, "input_sha256": checksum(scan_files(scan.path))}
             if _complete(files, own):
                 status = THERE
             else:

@@ -6,10 +6,8 @@ islam2025 section 3.3.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import inspect
-import json
 import logging
 import math
 import shutil
@@ -21,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from mrseg._checks import choice, error, positive_ints
-from mrseg._files import atomic_file, writable_folder
+from mrseg._files import writable_folder
+from mrseg.checkpoint import Checkpoint, mode_of, read_state
 from mrseg.metrics import losses
 from mrseg.metrics.streaming import for_classes
 from mrseg.transfer.compiling import compile_like
@@ -218,7 +216,7 @@ def precision(policy: str) -> Iterator[None]:
 
 def epochs_done(folder: str | Path) -> int:
     """Epochs that an earlier, unfinished or finished run left in ``folder``."""
-    return len(_read_state(Path(folder))["history"])
+    return len(read_state(Path(folder))["history"])
 
 
 def fit(
@@ -261,13 +259,22 @@ def fit(
         OSError: the folder cannot be written.
     """
     folder = writable_folder(folder)
-    state = _read_state(folder)
+    state = read_state(folder)
     if not model.trainable_variables:
         raise error("fit needs something to train.", "a model whose layers are all frozen")
     _check_monitors(settings, validation is not None)
     _check_kernels(model)
     _compile(model, settings, loss, class_names, steps=int(train.cardinality()))
-    checkpoint = _Checkpoint(model, folder, settings, state, progress)
+    checkpoint = Checkpoint(
+        model,
+        folder,
+        state,
+        _schedule_callbacks(settings),
+        keep=settings.keep,
+        monitors=settings.monitors,
+        epochs=settings.epochs,
+        progress=progress,
+    )
     if not state["finished"]:
         with ExitStack() as stack:
             trained, data = model, (train, validation)
@@ -369,10 +376,6 @@ def _check_kernels(model: keras.Model) -> None:
             )
 
 
-def _mode(monitor: str) -> str:
-    return "min" if monitor.removeprefix("val_") == "loss" else "max"
-
-
 def _check_monitors(settings: Training, has_validation: bool) -> None:
     for monitor in settings.monitors:
         if monitor.startswith("val_") and not has_validation:
@@ -383,97 +386,6 @@ def _check_monitors(settings: Training, has_validation: bool) -> None:
             )
 
 
-class _Checkpoint(keras.callbacks.Callback):
-    """Writes weights, optimiser and log after every epoch, and brings them back.
-
-    ``whole`` is the network; what ``fit`` trains may be a part of it, which shares its layers and optimiser.
-    """
-
-    def __init__(self, whole: keras.Model, folder: Path, settings: Training, state: dict, progress: bool):
-        super().__init__()
-        self.whole = whole
-        self.folder, self.settings = folder, settings
-        self.history: list[dict[str, float]] = state["history"]
-        self.followers = _schedule_callbacks(settings)
-        self.bar = tqdm(
-            total=settings.epochs,
-            initial=len(self.history),
-            desc=folder.name,
-            unit="epoch",
-            disable=not progress,
-        )
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        """Replays the log through the schedule callbacks, then restores weights and optimiser."""
-        for row in self.history:
-            for follower in self.followers:
-                follower.on_epoch_end(int(row["epoch"]), dict(row))
-        if self.history:
-            self.restore(self.whole)
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Saves the epoch as a whole."""
-        row = {"epoch": epoch, **{key: float(value) for key, value in (logs or {}).items()}}
-        row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        missing = [m for m in self.settings.monitors if m not in row]
-        if missing:
-            raise error(f"A monitored column must be one of {', '.join(row)}.", missing[0])
-        self.history.append(row)
-        if self.settings.keep != "last" and self._is_best(row):
-            with atomic_file(self.folder / "best.weights.h5") as path:
-                self.whole.save_weights(path)
-        self._save(finished=False)
-        self.bar.update()
-        self.bar.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "dice", "val_dice") if key in row})
-
-    def finish(self) -> None:
-        """Marks the run as complete, so that starting it again trains no further."""
-        self.bar.close()
-        self._save(finished=True)
-
-    def restore(self, model: keras.Model, best: bool = False) -> None:
-        """Copies the saved weights (the best, or the last with the optimiser) into ``model``."""
-        if best:
-            if not (self.folder / "best.weights.h5").exists():
-                raise error(
-                    f"At least one epoch must have a finite {self.settings.keep}.",
-                    f"NaN in all {len(self.history)} epochs",
-                    "Lower the learning rate, or train in float32.",
-                )
-            model.load_weights(self.folder / "best.weights.h5")
-            return
-        name = _read_state(self.folder)["model"]
-        saved = keras.saving.load_model(self.folder / "checkpoint" / name)
-        _assign(model.weights, saved.weights, self.folder)
-        if model.optimizer is not None and saved.optimizer is not None:
-            _assign(model.optimizer.variables, saved.optimizer.variables, self.folder)
-
-    def _is_best(self, row: dict[str, float]) -> bool:
-        sign = 1.0 if _mode(self.settings.keep) == "min" else -1.0
-        values = [sign * r[self.settings.keep] for r in self.history]
-        return sign * row[self.settings.keep] <= min(
-            (v for v in values if not math.isnan(v)), default=math.nan
-        )
-
-    def _save(self, finished: bool) -> None:
-        folder = self.folder / "checkpoint"
-        name = f"epoch{len(self.history):04d}.keras"
-        if not finished:
-            with atomic_file(folder / name) as path:
-                self.whole.save(path)
-        # The state names its model file, so that one rename moves the run from one whole epoch to the next.
-        with atomic_file(folder / "state.json") as path:
-            path.write_text(json.dumps({"finished": finished, "model": name, "history": self.history}))
-        for old in folder.glob("epoch*.keras"):
-            if old.name != name:
-                old.unlink()
-        with atomic_file(self.folder / "log.csv") as path, open(path, "w", newline="") as file:
-            columns = list(dict.fromkeys(key for row in self.history for key in row))
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.history)
-
-
 def _schedule_callbacks(settings: Training) -> list[keras.callbacks.Callback]:
     callbacks: list[keras.callbacks.Callback] = []
     if settings.plateau:
@@ -481,7 +393,7 @@ def _schedule_callbacks(settings: Training) -> list[keras.callbacks.Callback]:
         callbacks.append(
             keras.callbacks.ReduceLROnPlateau(
                 monitor=rule.monitor,
-                mode=_mode(rule.monitor),
+                mode=mode_of(rule.monitor),
                 factor=rule.factor,
                 patience=rule.patience,
                 min_lr=rule.min_learning_rate,
@@ -492,7 +404,7 @@ def _schedule_callbacks(settings: Training) -> list[keras.callbacks.Callback]:
         stop = settings.early_stopping
         callbacks.append(
             keras.callbacks.EarlyStopping(
-                monitor=stop.monitor, mode=_mode(stop.monitor), patience=stop.patience
+                monitor=stop.monitor, mode=mode_of(stop.monitor), patience=stop.patience
             )
         )
     return callbacks
@@ -513,21 +425,3 @@ def _loggers(names: Sequence[str], folder: Path) -> list[keras.callbacks.Callbac
 
             callbacks.append(WandbMetricsLogger())
     return callbacks
-
-
-def _assign(targets: Sequence[Any], sources: Sequence[Any], folder: Path) -> None:
-    if [tuple(v.shape) for v in targets] != [tuple(v.shape) for v in sources]:
-        raise error(
-            "A run can only be continued with the network it was begun with.",
-            f"other variables in {folder / 'checkpoint'}",
-            "Choose another output folder, or remove this one.",
-        )
-    for target, source in zip(targets, sources, strict=True):
-        target.assign(source)
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    path = folder / "checkpoint" / "state.json"
-    if not path.exists():
-        return {"finished": False, "model": "", "history": []}
-    return json.loads(path.read_text())

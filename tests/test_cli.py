@@ -18,7 +18,7 @@ from mrseg.data.io import write_volume
 
 COMMANDS = (
     "demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes", "weights", "clean",
-    "attenuation", "brainmask", "perfusion", "crossval", "study", "phantom",
+    "attenuation", "brainmask", "perfusion", "crossval", "study", "phantom", "series", "convert",
 )  # fmt: skip
 TINY = [
     "--set",

@@ -3,7 +3,11 @@
 import dataclasses
 import itertools
 import json
+import os
+import signal
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +144,8 @@ def test_sources_come_before_what_starts_from_them():
     other = Experiment("d", "x", source="given")
     assert waves(c, b, a) == [["a"], ["b"], ["c"]]
     assert waves(c, other, a, b, given=True) == [["d", "a"], ["b"], ["c"]]
+    with pytest.raises(InputError, match="c from b, which has a network for every fold"):
+        waves(b, dataclasses.replace(c, folded=False), a)
     with pytest.raises(InputError, match="no circle.*b, c"):
         waves(dataclasses.replace(b, source="c"), c)
     with pytest.raises(InputError, match="source of c"):
@@ -253,6 +259,13 @@ def test_what_is_written_reads_back(whole):
     assert load_recipe(output / "trials/tiny/fold1_point2/recipe.yaml").training.learning_rate == 2.0e-2
 
 
+def test_the_fold_takes_the_place_of_the_recipe_s_validation_subjects(scans, tmp_path):
+    folder, cases = scans
+    experiment = Experiment("tiny", str(folder / "tiny.yaml"), set={"validation_subjects": ["s1"]})
+    plan = crossval._Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
+    assert all(t.recipe.validation_subjects == () for t in plan.trials(experiment))
+
+
 def test_fewer_subjects_train_as_many_steps(scans, tmp_path):
     folder, cases = scans
     experiment = Experiment("tiny", str(folder / "tiny.yaml"), subjects=(0, 1))
@@ -272,3 +285,26 @@ def test_a_trial_that_fails_is_named(scans, tmp_path):
     experiment = Experiment("tiny", str(folder / "tiny.yaml"), set={"training.batch_size": 1000})
     with pytest.raises(InputError, match="tiny/fold1: An epoch must fill"):
         cross_validate([experiment], cases, tmp_path, sequence="T2w", folds=2, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_lost_worker_loses_nothing(scans, whole, tmp_path):
+    """One of two Dask workers is killed during its training; the run ends with every score."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        address = cluster.scheduler_address
+        with ThreadPoolExecutor(1) as thread, distributed.Client(address) as client:
+            running = thread.submit(run, scans, tmp_path, scheduler=address)
+            while not list(tmp_path.rglob("state.json")):  # a first epoch is there
+                time.sleep(0.05)
+                assert not running.done()
+            victim = next(iter(client.run(os.getpid).values()))
+            os.kill(victim, signal.SIGKILL)
+            rows, trials = running.result(timeout=300)
+    assert [t["folder"] for t in trials] == [t["folder"] for t in whole[2]]
+    # one thread a worker: sums in another order than here
+    ours, theirs = ([r["value"] for r in found] for found in (rows, whole[1]))
+    assert ours == pytest.approx(theirs, rel=0.05, abs=0.05, nan_ok=True)

@@ -19,20 +19,26 @@ FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 
 
-@pytest.fixture(scope="module")
-def builder():
-    spec = importlib.util.spec_from_file_location("build_notebooks", FOLDER / "build_notebooks.py")
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def builder():
+    return loaded("build_notebooks")
 
 
 @pytest.fixture(scope="module")
 def brain_masks():
-    spec = importlib.util.spec_from_file_location("dsc_brain_masks", FOLDER / "dsc_brain_masks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("dsc_brain_masks")
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return loaded("build_pages")
 
 
 def cell_texts(notebook: dict) -> list[str]:
@@ -160,3 +166,47 @@ def test_the_brain_mask_example_runs_and_goes_on_where_it_stopped(brain_masks, t
     for name in ("table1.txt", "table1.csv", "table1.tex", "heights.csv", "scores.csv", "report.html"):
         assert (tmp_path / name).exists()
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+
+
+PAGE = """# A page
+
+```console
+$ mrseg phantom --output heads --train 1 \\
+    --shape 12 12 12
+old words
+```
+
+```sh
+mrseg not run
+```
+"""
+
+
+def test_a_page_shows_what_its_commands_print(pages):
+    page = pages.run_page(PAGE)
+    assert "    --shape 12 12 12\n1 head: heads/cohort.tsv\n```" in page
+    assert "old words" not in page and "mrseg not run" in page
+    assert pages.run_page(page) == page
+
+
+def test_a_page_s_commands_must_succeed(pages):
+    with pytest.raises(RuntimeError, match="exit code 2"):
+        pages.run_page("```console\n$ mrseg phantom --output heads\n```\n")
+    with pytest.raises(ValueError, match="commands of mrseg"):
+        pages.run_page("```console\n$ rm -r heads\n```\n")
+
+
+@pytest.mark.parametrize(
+    ("new", "complaints"),
+    [
+        ("bone  0.75  12 s", 0),
+        ("bone  0.78  99 s", 0),  # near, and times are no figures
+        ("bone   0.75   9 s", 0),  # columns move
+        ("bone  0.45  12 s", 1),
+        ("soft  0.75  12 s", 1),
+        ("bone  0.75  12 s\nmore", 1),
+    ],
+)
+def test_a_check_compares_words_and_figures(pages, new, complaints):
+    old = "```console\n$ mrseg x\nbone  0.75  12 s\n```\n"
+    assert len(pages.differences(old, old.replace("bone  0.75  12 s", new))) == complaints

@@ -76,14 +76,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_very_weights_of_an_unbroken_one(
 
     from mrseg import training
 
-    save = training._Checkpoint._save
+    save = training.Checkpoint._save
 
     def dies_in_the_second_epoch(self, finished):
         if len(self.history) == 2:
             raise Killed
         save(self, finished)
 
-    monkeypatch.setattr(training._Checkpoint, "_save", dies_in_the_second_epoch)
+    monkeypatch.setattr(training.Checkpoint, "_save", dies_in_the_second_epoch)
     with pytest.raises(Killed):
         run(tmp_path / "killed", settings)
     monkeypatch.undo()
@@ -167,14 +167,14 @@ def test_training_with_a_cache_is_training_without_one(tmp_path):
 def test_a_killed_run_with_a_cache_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
     settings = Training(epochs=3, cache_features="float32", **CACHED)
     unbroken, history = run_on_grid(tmp_path / "unbroken", settings)
-    save = training._Checkpoint._save
+    save = training.Checkpoint._save
 
     def dies_in_the_second_epoch(self, finished):
         if len(self.history) == 2:
             raise Killed
         save(self, finished)
 
-    monkeypatch.setattr(training._Checkpoint, "_save", dies_in_the_second_epoch)
+    monkeypatch.setattr(training.Checkpoint, "_save", dies_in_the_second_epoch)
     with pytest.raises(Killed):
         run_on_grid(tmp_path / "killed", settings)
     monkeypatch.undo()

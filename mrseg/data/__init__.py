@@ -9,9 +9,10 @@ __getattr__, __dir__, __all__ = attach(
             "check_same_grid", "from_canonical", "grid_distance_mm", "grid_with_spacing", "head_grid",
             "head_mask", "plane_grid", "resample", "to_canonical", "voxel_sizes",
         ],
-        "io": [
-            "Series", "read_ct", "read_labels", "read_series", "read_volume", "write_labels", "write_volume",
-        ],
+        "dicom": ["DicomSeries", "list_series", "read_slices"],
+        "slices": ["Slices", "resample_slices", "stack_slices"],
+        "io": ["Series", "read_ct", "read_labels", "read_series", "read_volume"],
+        "writing": ["write_labels", "write_volume"],
         "cases": ["Case", "read_cases", "select", "split_by_subject", "write_cases"],
         "motion": ["correct_motion"],
         "labels": [

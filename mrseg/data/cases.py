@@ -29,8 +29,8 @@ class Case:
 
     Attributes:
         subject: identifier; the unit of every split.
-        images: sequence ("T1w", "T2w", "dsc", ...) -> image file.
-        ct: CT file, on its own grid, or None.
+        images: sequence ("T1w", "T2w", "dsc", ...) -> scan: a file, or the folder of a DICOM series.
+        ct: CT, likewise, on its own grid, or None.
         labels: sequence -> label file on that image's grid.
         split: "train", "val", "test", or "" for none.
         session: which visit of the subject; "" where there is one only.
@@ -253,7 +253,7 @@ def _case(tsv: Path, number: int, row: Mapping[str, str]) -> Case:
 
 
 def _file(where: str, column: str, path: Path) -> Path:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"{where}, column {column}: the file must exist. Received: {path}. Paths start from "
             "the table's folder; columns besides subject, session, ct, labels, labels_<sequence>, split are "

@@ -201,6 +201,7 @@ def write_cohort(
     registered: bool = False,
     labels: bool | str = False,
     lesions: float = 0.0,
+    prefix: str = "phantom",
 ) -> Path:
     """Writes a synthetic cohort as NIfTI files with a manifest, as a user's own data would lie on disk.
 
@@ -216,6 +217,7 @@ def write_cohort(
         labels: which true labels to write: "attenuation" (air, soft, bone), "tissue" (background, csf, gm,
             wm) or "brain" (background, brain); True means "attenuation", False none, unless ``registered``.
         lesions: share of the subjects that have a lesion, 0 to 1, spread evenly over the list.
+        prefix: of the subjects' names, letters and digits; cohorts that meet need different ones.
 
     Returns:
         The manifest, ``folder/cohort.tsv``, for ``mrseg.data.cases.read_cases``.
@@ -235,6 +237,8 @@ def write_cohort(
         raise error("A cohort has at least one subject and one sequence.", (dict(subjects), tuple(sequences)))
     if not 0 <= lesions <= 1:
         raise error("lesions is a share of the subjects, 0 to 1.", lesions)
+    if not (prefix.isascii() and prefix.isalnum()):
+        raise error("The prefix of subjects' names has letters and digits.", repr(prefix))
     cases = []
     for number, split in enumerate(splits):
         subject = head(
@@ -243,7 +247,7 @@ def write_cohort(
             spacing_mm=spacing_mm,
             lesion=_has_lesion(number, lesions),
         )
-        stem = folder / f"phantom{number + 1:03d}" / f"phantom{number + 1:03d}"
+        stem = folder / f"{prefix}{number + 1:03d}" / f"{prefix}{number + 1:03d}"
         images = {sequence: _write_image(stem, subject, sequence) for sequence in sequences}
         ct_path = _write_ct(stem, subject, registered) if ct else None
         truth = dict.fromkeys(sequences, _write_truth(stem, subject, kind)) if kind else {}

@@ -58,7 +58,7 @@ def run_study(
         progress: show bars.
 
     Returns:
-        The page, and the tables as text.
+        The page, and the tables as text, those of scores with Dice alone.
 
     Raises:
         InputError: no cases for a study without a synthetic cohort, another study begun in ``output``, and
@@ -107,7 +107,8 @@ def run_study(
         notice=notice,
         provenance={"study": configuration.as_plain(dataclasses.asdict(study)), "versions": versions()},
     )
-    return page, "\n\n".join([*(to_text(table) for table in made.values()), said]).strip()
+    short = {page.name: tables.scores_table(page, scores, study, short=True) for page in study.tables}
+    return page, "\n\n".join([*(to_text(table) for table in (made | short).values()), said]).strip()
 
 
 def make_cohort(phantom: Phantom, sequence: str, folder: Path) -> list[Case]:

@@ -31,13 +31,13 @@ _POOLED = {
 CONVERGED = 0.95
 
 
-def scores_table(page: TablePage, scores: Sequence[Row], study: Study) -> Table:
-    """One table of the study."""
+def scores_table(page: TablePage, scores: Sequence[Row], study: Study, *, short: bool = False) -> Table:
+    """One table of the study; ``short`` is Dice alone, for the terminal."""
     shown = _pair_rows(page, scores) if page.pairs else _experiment_rows(page, scores, study.sequence)
     classes = page.classes or study.classes or tuple(dict.fromkeys(row["class"] for row in shown))
     subjects = {row["subject"] for row in scores if row["split"] == page.split}
     return table(
-        *by_class(shown, by="experiment", metrics=page.metrics, classes=classes),
+        *by_class(shown, by="experiment", metrics=("dice",) if short else page.metrics, classes=classes),
         caption=page.caption,
         note=f"{len(subjects)} subjects. {_POOLED[page.split]} {_INTERVALS}",
     )
@@ -126,7 +126,8 @@ def converged_seconds(trial: Mapping[str, Any], output: Path) -> float:
 def validation_table(scores: Sequence[Row], trials: Sequence[Row], study: Study, name: str) -> Table | None:
     """Dice of one class on every subject by the network that has not seen it, against the reference.
 
-    Experiments whose grid, stopping or best epoch the validation subjects decided are left out.
+    Experiments whose grid, stopping or best epoch the validation subjects decided are left out; None where
+    fewer than two are left to compare.
     """
     decided = {t["experiment"] for t in trials if t["validation_decides"]}
     dice: dict[str, dict[str, float]] = {}
@@ -134,7 +135,7 @@ def validation_table(scores: Sequence[Row], trials: Sequence[Row], study: Study,
         wanted = (row["split"], row["class"], row["metric"], row["subjects"]) == ("val", name, "dice", 0)
         if wanted and row["experiment"] not in decided:
             dice.setdefault(row["experiment"], {})[row["subject"]] = row["value"]
-    if not dice:
+    if len(dice) < 2:
         return None
     rows: list[dict[str, Any]] = []
     for experiment in (e.name for e in study.experiments if e.name in dice):

@@ -263,3 +263,12 @@ def test_registered_cohort_has_ct_and_labels_on_the_image_grid(tmp_path, labels,
 def test_bad_input_is_refused(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+def test_cohorts_that_meet_have_names_of_their_own(tmp_path):
+    manifest = phantom.write_cohort(
+        tmp_path, subjects={"train": 1}, shape=(12, 12, 12), ct=False, prefix="new"
+    )
+    assert [case.subject for case in read_cases(manifest)] == ["new001"]
+    with pytest.raises(ValueError, match="letters and digits.*'../x'"):
+        phantom.write_cohort(tmp_path, subjects={"train": 1}, prefix="../x")
