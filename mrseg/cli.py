@@ -47,13 +47,15 @@ From the scanner or the archive:
 
 MANIFEST = """\
 A manifest is a table with tabs between the columns: subject, one column per MR sequence (T1w, T2w, ...), and
-where they exist ct, labels (or labels_T1w, labels_T2w), split (train, val or test). Paths are relative to the
-table:
+where they exist session, ct, labels (or labels_T1w, labels_T2w), split (train, val or test). Paths are
+relative to the table:
 
   subject  T1w             T2w             ct              split
   s01      s01/t1.nii.gz   s01/t2.nii.gz   s01/ct.nii.gz   train
 
-A scan is a NIfTI, MGZ, NRRD or MHA file, or the folder of one DICOM series.
+A scan is a NIfTI, MGZ, NRRD or MHA file, or the folder of one DICOM series. Instead of a manifest, a BIDS
+folder or that of a known data set will do (SynthRAD2023 has CT). Labels come as BIDS derivatives; look at
+quality.html before you train.
 """
 
 
@@ -302,7 +304,6 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from mrseg.data.datasets import read_cohort
-    from mrseg.formats import write_csv
     from mrseg.preparation import Labelling, prepare
 
     stages = () if options.registered else ("rigid", "bspline")
@@ -310,7 +311,6 @@ def _prepare(options: argparse.Namespace) -> None:
     cases, quality = prepare(
         read_cohort(options.manifest), options.output, labelling=labelling, workers=options.workers
     )
-    write_csv(quality, options.output / "quality.csv")
     print(f"{len(quality)} scans of {len(cases)} subjects labelled: {options.output / 'cohort.tsv'}")
     print(f"quality: {options.output / 'quality.html'}")
 

@@ -27,6 +27,7 @@ from mrseg.data.io import read_ct, read_sidecar, read_volume, scan_files, write_
 from mrseg.data.labels import ATTENUATION_CLASSES, class_fractions, hu_to_labels, write_label_table
 from mrseg.data.registration import apply_transform, check_quality, register, save_registration
 from mrseg.derivatives import describe
+from mrseg.formats import write_csv
 from mrseg.jobs import run_jobs
 from mrseg.pictures import View, registration_check, save_png, thumbnail
 from mrseg.quality import scan_figures, write_quality
@@ -65,7 +66,8 @@ def prepare(
         cases: subjects with images and ``ct``.
         output: folder of BIDS derivatives: ``sub-01/anat/sub-01_space-T1w_dseg.nii.gz`` (labels on the grid
             of the T1-w scan) with ``.tsv`` (label table) and ``.json`` (origin); beside them ``pictures/``,
-            ``registrations/``, ``cohort.tsv`` and the page ``quality.html``.
+            ``registrations/``, ``cohort.tsv``, and the page ``quality.html`` with its figures,
+            ``quality.csv``.
         labelling: thresholds and registration.
         workers: processes that share the scans; more than one needs a script with the guard
             ``if __name__ == "__main__"``. The labels do not depend on it.
@@ -83,25 +85,26 @@ def prepare(
     for case in cases:
         if case.ct is None:
             raise error(f"Subject {case.name} needs a CT to make labels from.", "none", "Add a column 'ct'.")
-    twice = [name for name, count in Counter(bids_names(case)[0] for case in cases).items() if count > 1]
+    scans = [
+        _Scan(case.name, *bids_names(case), name, image, case.ct, Path(output))
+        for case in cases
+        for name, image in case.images.items()
+        if case.ct
+    ]
+    twice = [name for name, count in Counter(scan.stem for scan in scans).items() if count > 1]
     if twice:
         raise error(
-            "Subjects' names differ in their letters and digits, which BIDS keeps.",
+            "Names of subjects and sequences differ in their letters and digits, which BIDS keeps.",
             f"several {', '.join(twice[:5])}",
             "Rename one, or fill the column 'session'.",
         )
     output = writable_folder(output)
     describe(output, "mrseg: labels from CT")
-    scans = [
-        _Scan(case.name, *bids_names(case), name, image, case.ct, output)
-        for case in cases
-        for name, image in case.images.items()
-        if case.ct
-    ]
     job = functools.partial(_prepare_scan, labelling=labelling)
     quality = run_jobs(job, scans, workers=workers, desc="preparing", unit="scan", progress=progress)
-    write_quality([{**row, **scan.pictures} for row, scan in zip(quality, scans, strict=True)], output,
-                  {"mrseg": __version__, **dataclasses.asdict(labelling)})  # fmt: skip
+    write_csv(quality, output / "quality.csv")
+    shown = [{**row, **scan.pictures} for row, scan in zip(quality, scans, strict=True)]
+    write_quality(shown, output, {"mrseg": __version__, **dataclasses.asdict(labelling)})
     refused = [row for row in quality if "refused" in row]
     if refused:
         raise InputError(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mrseg._checks import InputError
 from mrseg.data import phantom
 from mrseg.data.bids import bids_files
 from mrseg.data.cases import read_cases
+from mrseg.data.datasets import read_cohort
 from mrseg.data.io import read_labels, read_sidecar, read_volume, write_volume
 from mrseg.preparation import Labelling, prepare
 
@@ -58,6 +60,21 @@ def test_outputs_are_bids_derivatives_with_label_table_and_page(cohort, tmp_path
     assert len(files) == 2 and not unknown
 
 
+def test_a_bids_folder_is_prepared_into_its_derivatives_and_read_back_with_the_labels(cohort, tmp_path):
+    for case in cohort:
+        name = f"sub-{case.subject}"
+        for source, target in (
+            (case.images["T1w"], f"anat/{name}_T1w.nii.gz"),
+            (case.ct, f"ct/{name}_ct.nii.gz"),
+        ):
+            (tmp_path / name / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, tmp_path / name / target)
+    raw = read_cohort(tmp_path)
+    assert [case.labels for case in raw] == [{}, {}]
+    prepared, _ = prepare(raw, tmp_path / "derivatives" / "labels", labelling=REGISTERED, progress=False)
+    assert read_cohort(tmp_path) == prepared and all(case.labels for case in prepared)
+
+
 def test_sessions_of_a_subject_have_labels_of_their_own(cohort, tmp_path):
     two = [
         dataclasses.replace(case, subject="a", split="train", session=str(i)) for i, case in enumerate(cohort)
@@ -70,7 +87,7 @@ def test_sessions_of_a_subject_have_labels_of_their_own(cohort, tmp_path):
 
 def test_two_subjects_of_one_bids_name_are_refused_before_any_work(cohort, tmp_path):
     two = [dataclasses.replace(case, subject=name) for case, name in zip(cohort, ("a_1", "a1"), strict=True)]
-    with pytest.raises(InputError, match="several sub-a1"):
+    with pytest.raises(InputError, match="several sub-a1_space-T1w"):
         prepare(two, tmp_path / "out", labelling=REGISTERED, progress=False)
     assert not (tmp_path / "out").exists()
 
@@ -103,6 +120,7 @@ def test_one_refused_scan_stops_no_other_and_the_page_has_both(cohort, tmp_path)
     page = (tmp_path / "out" / "quality.html").read_text()
     assert "2 scans of 2 subjects" in page and ", 1 refused." in page and page.count("data:image/png") == 1
     assert not (tmp_path / "out" / "cohort.tsv").exists()
+    assert len((tmp_path / "out" / "quality.csv").read_text().splitlines()) == 3
 
 
 def test_labels_know_their_ct_thresholds_and_quality(cohort, tmp_path):
