@@ -45,8 +45,8 @@ def run_jobs(
         The results in the order of the jobs.
 
     Raises:
-        InputError: ``workers`` is not positive; a process that was killed; a scheduler without the package dask.distributed, or one that
-            does not answer.
+        InputError: ``workers`` is not positive; a process that was killed; a scheduler without the package
+            dask.distributed, or one that does not answer.
         Exception: what the first failed job raised, after the others were done.
     """
     positive_ints("workers", (workers,), 1)
