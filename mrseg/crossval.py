@@ -302,7 +302,19 @@ def _train_and_score(trial: Trial) -> list[Row]:
             segmenter = segmenter or Segmenter.load(folder / "segmenter")
             chosen = [case for case in trial.cases if case.split == split and _has(case, sequence)]
             seen_too = split == "val" and decides
-            write_csv(evaluate(segmenter, chosen, sequence=sequence, seen_too=seen_too), file)
+            try:
+                found = evaluate(segmenter, chosen, sequence=sequence, seen_too=seen_too)
+            except InputError:
+                if not (trial.point and _diverged(segmenter)):
+                    raise
+                # One point of a grid that leads to NaN is not chosen, and stops no study.
+                which = [{"subject": c.subject, "sequence": sequence, "metric": "dice"} for c in chosen]
+                found = [
+                    {**row, "class": name, "value": float("nan")}
+                    for row in which
+                    for name in trial.recipe.class_names
+                ]
+            write_csv(found, file)
         rows += [{"split": split, **row} for row in read_rows(file)]
     return rows
 
@@ -325,6 +337,10 @@ def _train(trial: Trial, cases: Sequence[Case]) -> Segmenter:
     with atomic_file(folder / "trial.json") as path:
         path.write_text(json.dumps({"signature": _signature(trial), "record": record}))
     return segmenter
+
+
+def _diverged(segmenter: Segmenter) -> bool:
+    return not all(np.isfinite(weights).all() for weights in segmenter.model.get_weights())
 
 
 def _trained_parameters(segmenter: Segmenter, recipe: Recipe) -> int:
@@ -541,7 +557,7 @@ def _validation_dice(trial: Trial, choose: str) -> float:
         for row in summarize(of_validation)
         if row["metric"] == "dice" and row["pooling"] == VOXELS
     }
-    return float(np.mean([dice[name] for name in deciding]))
+    return float(np.mean([dice.get(name, float("nan")) for name in deciding]))
 
 
 def _record(trial: Trial) -> Row:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -396,3 +397,37 @@ def test_workers_that_write_elsewhere_are_told_and_nothing_is_trained_twice(scan
     # whoever does them may have been started in another folder
     assert all(trial.output.is_absolute() for trial in seen)
     assert all(file.is_absolute() for t in seen for c in t.cases for file in c.images.values())
+
+
+def test_a_point_of_a_grid_that_diverges_is_not_chosen_and_stops_nothing(scans, tmp_path, monkeypatch):
+    folder, cases = scans
+    grid = {"training.learning_rate": [1.0e30, 1.0e-3]}
+    experiment = Experiment("a", str(folder / "tiny.yaml"), grid=grid)
+    plan = crossval._Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
+    points = plan.trials(experiment)[:2]
+
+    def network(trial, cases):
+        weight = np.array([np.nan if trial.recipe.training.learning_rate > 1 else 0.5])
+        return SimpleNamespace(model=SimpleNamespace(get_weights=lambda: [weight]))
+
+    def evaluate(segmenter, cases, *, sequence, seen_too):
+        if np.isnan(segmenter.model.get_weights()[0]).any():
+            raise InputError("A network must give finite probabilities.")
+        counts = {"voxels_true": 8, "voxels_predicted": 8, "voxels_both": 4, "voxels_all": 16, "dice": 0.5}
+        return [
+            {"subject": c.subject, "sequence": sequence, "class": name, "metric": metric, "value": value}
+            for c in cases
+            for name in NAMES
+            for metric, value in counts.items()
+        ]
+
+    monkeypatch.setattr(crossval, "_train", network)
+    monkeypatch.setattr(crossval, "evaluate", evaluate)
+    for choose in ("bone", ""):
+        assert np.isnan(crossval._validation_dice(points[0], choose))
+        assert crossval._best(points, choose) is points[1]
+    with pytest.raises(InputError, match="NaN for all of a"):
+        crossval._best([points[0], points[0]], "bone")
+    alone = dataclasses.replace(points[0], point={}, output=tmp_path / "alone")
+    with pytest.raises(InputError, match="finite probabilities"):
+        crossval.run_trial(alone)
