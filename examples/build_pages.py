@@ -24,6 +24,8 @@ from mrseg.cli import main as mrseg
 
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+#: A number with the sign that stands before it, not the hyphen of a word or a range.
+SIGNED = re.compile(r"(?:(?<![\w.-])[-\N{MINUS SIGN}])?" + NUMBER.pattern)
 #: A block longer than this shows its head and its end.
 LONGEST, HEAD, TAIL = 40, 26, 8
 
@@ -87,8 +89,14 @@ def _words(line: str) -> list[str]:
 
 
 def _near(left: str, right: str) -> bool:
-    values = [[float(text.replace(",", "")) for text in NUMBER.findall(line)] for line in (left, right)]
-    return all(abs(a - b) <= 0.05 + 0.1 * max(a, b) for a, b in zip(*values, strict=True))
+    pairs = zip(SIGNED.findall(left), SIGNED.findall(right), strict=True)
+    return all(a == b or abs(_value(a) - _value(b)) <= 0.05 + 0.1 * abs(_value(a)) for a, b in pairs)
+
+
+def _value(text: str) -> float:
+    if text.count(".") > 1:  # a version is the same or another
+        return float("nan")
+    return float(text.replace(",", "").replace("\N{MINUS SIGN}", "-"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,14 +108,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     failed = False
     for page in options.pages:
-        old = page.read_text()
+        old = page.read_text(encoding="utf-8")
         new = run_page(old)
         if options.check:
             found = differences(old, new)
             print("\n".join(found) or f"{page}: as printed")
             failed |= bool(found)
         else:
-            page.write_text(new)
+            page.write_text(new, encoding="utf-8")
     return int(failed)
 
 

@@ -160,3 +160,31 @@ def test_the_brain_mask_example_runs_and_goes_on_where_it_stopped(brain_masks, t
     for name in ("table1.txt", "table1.csv", "table1.tex", "heights.csv", "scores.csv", "report.html"):
         assert (tmp_path / name).exists()
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+
+
+@pytest.fixture(scope="module")
+def pages():
+    spec = importlib.util.spec_from_file_location("build_pages", FOLDER / "build_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("dice  0.512 [0.40, 0.60]", "dice 0.530  [0.42, 0.61]", True),  # within a tenth
+        ("epochs 100", "epochs 120", False),
+        ("minus open -0.30", "minus open 0.30", False),
+        ("minus open \N{MINUS SIGN}0.30", "minus open 0.30", False),
+        ("minus open -0.01", "minus open 0.01", True),
+        ("mrseg 0.1.0", "mrseg 0.1.0", True),
+        ("mrseg 0.1.0", "mrseg 0.2.0", False),
+        ("fold-1 of 10-12", "fold-1 of 10-12", True),
+        ("12,345 voxels", "22,345 voxels", False),
+        ("bone", "soft", False),
+    ],
+)
+def test_a_check_of_a_page_sees_other_words_and_other_numbers(pages, old, new, same):
+    block = "```console\n$ mrseg x\n{}\n```\n"
+    assert (pages.differences(block.format(old), block.format(new)) == []) is same
