@@ -12,6 +12,7 @@ from mrseg.data.io import read_volume
 from mrseg.studies import runner
 from mrseg.studies.loader import Phantom, load_study
 from mrseg.studies.runner import make_cohort
+from mrseg.study_commands import _values
 
 RECIPE = """
 base: phantom_t1_slices
@@ -155,3 +156,9 @@ def test_a_table_without_scores_is_refused_before_any_training(done, tmp_path, m
     study = load_study(done / "tiny.yaml", changes)
     with pytest.raises(InputError, match=f"Table table3.*none of {message}"):
         runner.run_study(study, read_cases(done / "run/cohort/cohort.tsv"), tmp_path)
+
+
+def test_the_values_of_a_grid_are_read_as_yaml():
+    assert _values("a.b=1.0e-3,2") == ("a.b", [0.001, 2]) and _values("a=[[1, 2], 3]") == ("a", [[1, 2], 3])
+    with pytest.raises(InputError, match="values of a are YAML"):
+        _values("a=[1,2")
