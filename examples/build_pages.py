@@ -27,6 +27,8 @@ from mrseg.cli import main as run
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 PACKAGE = Path(mrseg.__file__).parent
+#: A figure with the sign that stands before it, not the hyphen of a word or a range.
+FIGURE = re.compile(r"(?:(?<![\w.-])[-\N{MINUS SIGN}])?\d+(?:\.\d+)+")
 #: A block longer than this shows its head and its end.
 LONGEST, HEAD, TAIL = 40, 26, 8
 
@@ -90,8 +92,14 @@ def _words(line: str) -> list[str]:
 
 
 def _near(left: str, right: str) -> bool:
-    values = [[float(text) for text in re.findall(r"\d+\.\d+", line)] for line in (left, right)]
-    return all(abs(a - b) <= 0.05 + 0.1 * max(a, b) for a, b in zip(*values, strict=False))
+    pairs = zip(FIGURE.findall(left), FIGURE.findall(right), strict=True)
+    return all(a == b or abs(_value(a) - _value(b)) <= 0.05 + 0.1 * abs(_value(a)) for a, b in pairs)
+
+
+def _value(text: str) -> float:
+    if text.count(".") > 1:  # a version is the same or another
+        return float("nan")
+    return float(text.replace("\N{MINUS SIGN}", "-"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,14 +111,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     failed = False
     for page in options.pages:
-        old = page.read_text()
+        old = page.read_text(encoding="utf-8")
         new = run_page(old)
         if options.check:
             found = differences(old, new)
             print("\n".join(found) or f"{page}: as printed")
             failed |= bool(found)
         else:
-            page.write_text(new)
+            page.write_text(new, encoding="utf-8")
     return int(failed)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from tqdm import tqdm
 
 from mrseg._checks import error
@@ -91,6 +92,10 @@ class Checkpoint(keras.callbacks.Callback):
         _assign(model.weights, saved.weights, self.folder)
         if model.optimizer is not None and saved.optimizer is not None:
             _assign(model.optimizer.variables, saved.optimizer.variables, self.folder)
+        for state, value in zip(
+            _random_states(model), read_state(self.folder).get("random", ()), strict=False
+        ):
+            state.assign(np.asarray(value, state.dtype))
 
     def _is_best(self, row: dict[str, float]) -> bool:
         sign = 1.0 if mode_of(self.keep) == "min" else -1.0
@@ -105,7 +110,11 @@ class Checkpoint(keras.callbacks.Callback):
                 self.whole.save(path)
         # The state names its model file, so that one rename moves the run from one whole epoch to the next.
         with atomic_file(folder / "state.json") as path:
-            path.write_text(json.dumps({"finished": finished, "model": name, "history": self.history}))
+            random = [keras.ops.convert_to_numpy(state).tolist() for state in _random_states(self.whole)]
+            # An early stop is known by now: a run killed from here on does not go beyond it.
+            over = finished or bool(self.model.stop_training)
+            state = {"finished": over, "model": name, "history": self.history, "random": random}
+            path.write_text(json.dumps(state))
         for old in folder.glob("epoch*.keras"):
             if old.name != name:
                 old.unlink()
@@ -130,6 +139,12 @@ def _assign(targets: Sequence[Any], sources: Sequence[Any], folder: Path) -> Non
         )
     for target, source in zip(targets, sources, strict=True):
         target.assign(source)
+
+
+def _random_states(model: keras.Model) -> list[Any]:
+    """What is no weight: above all how far the random numbers of dropout have come."""
+    weights = {id(weight) for weight in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def read_page(
     else:
         path = folder / f"{choice(f'The {what}', text, list_pages(folder))}.yaml"
     try:
-        page = yaml.safe_load(path.read_text())
+        page = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as reason:
         raise error(f"A {what} is a YAML page.", f"{path}: {' '.join(str(reason).split())}") from None
     if not isinstance(page, dict):

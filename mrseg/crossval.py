@@ -33,7 +33,7 @@ from mrseg.formats import write_csv
 from mrseg.jobs import run_jobs
 from mrseg.recipes.loader import Recipe, load_recipe
 from mrseg.recipes.runner import train_recipe
-from mrseg.segmenter import Segmenter
+from mrseg.segmenter import Segmenter, trained_on
 from mrseg.summaries import VOXELS, Row, read_rows, summarize
 from mrseg.training import epochs_done
 
@@ -230,20 +230,23 @@ def cross_validate(
         InputError: an unknown source, a circle of sources, a fold without a class, and what `folds`,
             `load_recipe` and `train_recipe` raise.
     """
-    output = writable_folder(output)
-    given = None if source is None else store.find(source)
+    # Workers elsewhere may have been started in another folder.
+    output = writable_folder(Path(output).absolute())
+    cases = [_absolute(case) for case in cases]
+    given = None if source is None else store.find(source).absolute()
+    waves = list(_waves(experiments, given is not None))
     plan = _Plan(experiments, cases, output, sequence, folds, overrides, seed, given)
     options: dict[str, Any] = {
         "workers": workers, "scheduler": scheduler, "unit": "training", "progress": progress,
     }  # fmt: skip
     rows: list[Row] = []
     done: list[Row] = []
-    for wave in _waves(experiments, given is not None):
+    for wave in waves:
         trials = [trial for experiment in wave for trial in plan.trials(experiment)]
-        run_jobs(run_trial, _unfinished(trials), desc=_short([e.name for e in wave]), **options)
+        _run_all(trials, _short([e.name for e in wave]), options)
         chosen = [_best(points, choose) for points in _by_cell(trials)]
         finals = [dataclasses.replace(trial, scored=plan.scored(trial)) for trial in chosen]
-        run_jobs(run_trial, _unfinished(finals), desc="test scores of the chosen", **options)
+        _run_all(finals, "test scores of the chosen", options)
         for trial in finals:
             plan.keep(trial)
             rows += [{**_names(trial), **row} for row in run_trial(trial)]
@@ -252,9 +255,22 @@ def cross_validate(
             where = {"folder": str(trial.output.relative_to(output)), "chosen": trial.output in picked}
             decisive = {"validation_dice": _validation_dice(trial, choose)} if trial.point else {}
             done.append({**_names(trial), **_record(trial), **where, **decisive})
+            done[-1]["validation_decides"] |= plan.decided(trial.experiment)
     write_csv(rows, output / "scores.csv")
     write_csv(done, output / "trials.csv")
     return rows, done
+
+
+def _run_all(trials: Sequence[Trial], desc: str, options: Mapping[str, Any]) -> None:
+    """Does what is not done yet, here or elsewhere, and makes sure that it lies here."""
+    run_jobs(run_trial, _unfinished(trials), desc=desc, **options)
+    missing = _unfinished(trials)
+    if missing:
+        raise error(
+            "Every worker writes into the same folders.",
+            f"nothing in {missing[0].output}, which a worker has done",
+            "Share that folder under the same name, then start the same command again.",
+        )
 
 
 def run_trial(trial: Trial) -> list[Row]:
@@ -286,7 +302,19 @@ def _train_and_score(trial: Trial) -> list[Row]:
             segmenter = segmenter or Segmenter.load(folder / "segmenter")
             chosen = [case for case in trial.cases if case.split == split and _has(case, sequence)]
             seen_too = split == "val" and decides
-            write_csv(evaluate(segmenter, chosen, sequence=sequence, seen_too=seen_too), file)
+            try:
+                found = evaluate(segmenter, chosen, sequence=sequence, seen_too=seen_too)
+            except InputError:
+                if not (trial.point and _diverged(segmenter)):
+                    raise
+                # One point of a grid that leads to NaN is not chosen, and stops no study.
+                which = [{"subject": c.subject, "sequence": sequence, "metric": "dice"} for c in chosen]
+                found = [
+                    {**row, "class": name, "value": float("nan")}
+                    for row in which
+                    for name in trial.recipe.class_names
+                ]
+            write_csv(found, file)
         rows += [{"split": split, **row} for row in read_rows(file)]
     return rows
 
@@ -309,6 +337,10 @@ def _train(trial: Trial, cases: Sequence[Case]) -> Segmenter:
     with atomic_file(folder / "trial.json") as path:
         path.write_text(json.dumps({"signature": _signature(trial), "record": record}))
     return segmenter
+
+
+def _diverged(segmenter: Segmenter) -> bool:
+    return not all(np.isfinite(weights).all() for weights in segmenter.model.get_weights())
 
 
 def _trained_parameters(segmenter: Segmenter, recipe: Recipe) -> int:
@@ -352,8 +384,18 @@ class _Plan:
         self.networks: dict[tuple[str, int], Path] = {}
         if given is not None:
             self.networks["given", 0] = given
+        self._check_unseen()
 
     def _recipe(self, experiment: Experiment, point: Mapping[str, Any]) -> Recipe:
+        for text in self.overrides:
+            key = text.partition("=")[0]
+            for searched in point:
+                if f"{searched}.".startswith(f"{key}."):
+                    raise error(
+                        "A key is searched over a grid or set for all.",
+                        f"{text} and the grid of {searched} in {experiment.name}",
+                        "Leave out one of them.",
+                    )
         own = overrides_of({**experiment.set, **point})
         recipe = load_recipe(experiment.recipe, [*own, *self.overrides])
         return dataclasses.replace(recipe, validation_subjects=())  # the fold's are
@@ -390,10 +432,56 @@ class _Plan:
         validation = (("val", self.sequence),) if trial.fold else ()
         return (*validation, *(("test", name) for name in sequences if tests and name in having))
 
+    def decided(self, name: str) -> bool:
+        """Whether validation subjects decided something in an experiment or where its network comes from."""
+        experiment = self.experiments.get(name)
+        if experiment is None:
+            return False
+        own = bool(experiment.grid) or any(r.training.needs_validation for r in self.recipes[name])
+        return own or self.decided(experiment.source)
+
     def keep(self, trial: Trial) -> None:
         """Remembers the network that others start from: the one of all training subjects."""
         if trial.subjects == 0:
             self.networks[trial.experiment, trial.fold] = trial.output / "segmenter"
+
+    def _check_unseen(self) -> None:
+        """Refuses a source that is trained once, on subjects who are dealt into folds."""
+        dealt = [case for case in self.dealt[0] if _deals(case, self.sequence)]
+        seen: dict[str, list[str]] = {}
+        for experiment in self.experiments.values():
+            source = experiment.source
+            while source in self.experiments and self.experiments[source].folded:
+                source = self.experiments[source].source
+            if not source or not experiment.folded:
+                continue
+            remedy = f"Train {source} for every fold: folded: true."
+            if source not in seen and source in self.experiments:
+                seen[source] = self._trained_once(source, dealt)
+            elif source not in seen:
+                seen[source] = trained_on(Segmenter.load(self.networks["given", 0]), dealt)
+                remedy = "Leave these subjects out, or start from another network."
+            if seen[source]:
+                raise error(
+                    "A fold's subjects are scored by a network that has not seen them.",
+                    f"{seen[source][0]}, whom the source {source} of {experiment.name} has seen",
+                    remedy,
+                )
+
+    def _trained_once(self, name: str, dealt: Sequence[Case]) -> list[str]:
+        """Which of the subjects an experiment that is trained once, or one before it, trains on."""
+        subjects = {case.subject for case in dealt}
+        recipe, experiment = self.recipes[name][0], self.experiments[name]
+        usable = {
+            case.subject
+            for case in self._once()
+            if case.split == "train"
+            and any(
+                s in case.images and (s in case.labels or not recipe.needs_labels) for s in recipe.sequences
+            )
+        }
+        earlier = self._trained_once(experiment.source, dealt) if experiment.source in self.recipes else []
+        return sorted(usable & subjects) or earlier
 
     def _once(self) -> list[Case]:
         return [dataclasses.replace(c, split="train") if c.split == "val" else c for c in self.cases]
@@ -409,13 +497,22 @@ def _waves(experiments: Sequence[Experiment], given: bool) -> Iterable[list[Expe
     """Experiments in an order in which every source comes before what starts from it."""
     names = [experiment.name for experiment in experiments]
     for name in names:
-        if names.count(name) > 1 or _slug(name) in map(_slug, set(names) - {name}):
-            raise error("Every experiment has a name of its own.", name)
+        # "Open" and "open" are one folder on some disks.
+        same = [other for other in names if _slug(other).casefold() == _slug(name).casefold()]
+        if len(same) > 1 or name == "given" or not _slug(name).strip("._"):
+            raise error("Every experiment has a name of its own, with a letter or digit.", repr(name))
     known = {"given"} if given else set()
     folded = {experiment.name for experiment in experiments if experiment.folded}
+    partly = {experiment.name for experiment in experiments if 0 not in experiment.subjects}
     for experiment in experiments:
         if experiment.source:
             choice(f"The source of {experiment.name}", experiment.source, [*names, *known])
+        if experiment.source in partly:
+            raise error(
+                "A network that is carried over was trained on all subjects.",
+                f"{experiment.source} with subjects that lack 0",
+                f"Add 0 to the subjects of {experiment.source}.",
+            )
         if experiment.source in folded and not experiment.folded:
             raise error(
                 "What is trained once starts from what is trained once.",
@@ -460,7 +557,7 @@ def _validation_dice(trial: Trial, choose: str) -> float:
         for row in summarize(of_validation)
         if row["metric"] == "dice" and row["pooling"] == VOXELS
     }
-    return float(np.mean([dice[name] for name in deciding]))
+    return float(np.mean([dice.get(name, float("nan")) for name in deciding]))
 
 
 def _record(trial: Trial) -> Row:
@@ -523,6 +620,13 @@ def _names(trial: Trial) -> Row:
 def _short(names: Sequence[str]) -> str:
     text = ", ".join(names)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _absolute(case: Case) -> Case:
+    images, labels = (
+        {name: file.absolute() for name, file in files.items()} for files in (case.images, case.labels)
+    )
+    return dataclasses.replace(case, images=images, labels=labels)
 
 
 def _slug(name: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -44,8 +45,8 @@ def run_jobs(
         The results in the order of the jobs.
 
     Raises:
-        InputError: ``workers`` is not positive; a scheduler without the package dask.distributed, or one that
-            does not answer.
+        InputError: ``workers`` is not positive; a process that was killed; a scheduler without the package
+            dask.distributed, or one that does not answer.
         Exception: what the first failed job raised, after the others were done.
     """
     positive_ints("workers", (workers,), 1)
@@ -78,14 +79,25 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(workers, context, _limit_threads, (threads,)) as pool:
-        futures = [pool.submit(function, job) for job in jobs]
+        futures: list[Future] = []
+        running: set[Future] = set()
         try:
-            for _ in as_completed(futures):
+            # No job waits in a process: Ctrl-C ends what runs, and nothing is begun after it.
+            for job in jobs:
+                if len(running) == workers:
+                    ended, running = wait(running, return_when=FIRST_COMPLETED)
+                    bar.update(len(ended))
+                futures.append(pool.submit(function, job))
+                running.add(futures[-1])
+            for _ in as_completed(running):
                 bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        return _results(futures)
+            return _results(futures)
+        except BrokenProcessPool:
+            raise error(
+                "A process lives until its job is done.",
+                "one that was ended from outside (as for want of memory)",
+                "Start the same again, with fewer workers.",
+            ) from None
 
 
 def _limit_threads(threads: int) -> None:

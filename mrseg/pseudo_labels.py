@@ -62,7 +62,8 @@ def pseudo_label(
         outside the field of view of the segmented scan are 255 (ignore).
 
     Raises:
-        InputError: the two sequences are one; a poor registration (the message names the subject).
+        InputError: the two sequences are one; two sessions of one subject; a poor registration (the
+            message names the subject).
 
     Example:
         >>> labelled = pseudo_label(t1_segmenter, cases, "pseudo", sequence="T2w", labels_from="T1w")
@@ -87,10 +88,18 @@ def pseudo_label(
 
 def plan(cases: Sequence[Case], output: str | Path, *, sequence: str, labels_from: str) -> list[Case]:
     """The cases as `pseudo_label` returns them, before any label map is made."""
-    planned = []
+    planned: list[Case] = []
+    named: set[str] = set()
     for case in cases:
         labels = {name: file for name, file in case.labels.items() if name != sequence}
         if sequence in case.images and labels_from in case.images:
+            if case.name in named:
+                raise error(
+                    "A subject (or a session of one) has one pair of scans to label.",
+                    f"several of {case.name}",
+                    "Name the sessions in the manifest's column session.",
+                )
+            named.add(case.name)
             labels[sequence] = Path(output) / f"{case.name}_{sequence}_dseg.nii.gz"
         planned.append(dataclasses.replace(case, labels=labels))
     return planned

@@ -134,7 +134,10 @@ def _values(text: str) -> tuple[str, list[Any]]:
         raise error(
             "A grid is KEY=V1,V2,...", repr(text), "Write --grid training.learning_rate=1.0e-3,1.0e-4."
         )
-    return key, yaml.safe_load(values if values.startswith("[") else f"[{values}]")
+    try:
+        return key, yaml.safe_load(values if values.startswith("[") else f"[{values}]")
+    except yaml.YAMLError:
+        raise error(f"The values of {key} are YAML.", repr(values), "Write V1,V2,... or [V1, V2].") from None
 
 
 def _run(study: Any, options: argparse.Namespace, source: Path | None = None) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -308,3 +309,125 @@ def test_a_lost_worker_loses_nothing(scans, whole, tmp_path):
     # one thread a worker: sums in another order than here
     ours, theirs = ([r["value"] for r in found] for found in (rows, whole[1]))
     assert ours == pytest.approx(theirs, rel=0.05, abs=0.05, nan_ok=True)
+
+
+def planned(scans, output, *experiments, overrides=(), given=None, **options):
+    folder, cases = scans
+    made = [
+        Experiment(name, str(folder / "tiny.yaml"), **{"set": {"training.epochs": 1}, **keys})
+        for name, keys in experiments
+    ]
+    return cross_validate(
+        made,
+        cases,
+        output,
+        sequence="T2w",
+        folds=2,
+        overrides=overrides,
+        source=given,
+        progress=False,
+        **options,
+    )
+
+
+OPEN = {"transfer": {"mechanism": "open"}}
+BY_VALIDATION = {"training.early_stopping": {"monitor": "val_loss", "patience": 2}}
+
+
+@pytest.fixture
+def nothing_is_trained(monkeypatch):
+    monkeypatch.setattr(crossval, "train_recipe", None)
+
+
+@pytest.mark.parametrize("decides", [{}, BY_VALIDATION])
+@pytest.mark.usefixtures("nothing_is_trained")
+def test_a_source_that_has_seen_a_fold_s_subjects_is_refused_before_any_training(
+    scans, whole, tmp_path, decides
+):
+    fine = ("fine", {"source": "once", "set": {**OPEN, **decides}})
+    with pytest.raises(InputError, match=r"s0, whom the source once of fine has seen.*folded: true"):
+        planned(scans, tmp_path, ("once", {"folded": False}), fine)
+    given = whole[0] / "trials/tiny/fold1_point1/segmenter"
+    with pytest.raises(InputError, match="whom the source given of fine has seen"):
+        planned(scans, tmp_path, ("fine", {**fine[1], "source": "given"}), given=given)
+    # once, then folded, then folded: the last comes from it too
+    last = ("last", {"source": "fine", "set": {**OPEN, **decides}})
+    with pytest.raises(InputError, match="the source once"):
+        planned(scans, tmp_path, last, fine, ("once", {"folded": False}))
+
+
+@pytest.mark.usefixtures("nothing_is_trained")
+def test_what_cannot_end_well_is_refused_before_any_training(scans, tmp_path):
+    a, b = ("a", {"source": "b", "set": OPEN}), ("b", {"source": "a", "set": OPEN})
+    with pytest.raises(InputError, match="no circle"):
+        planned(scans, tmp_path, ("first", {}), a, b)
+    with pytest.raises(InputError, match="Add 0 to the subjects of few"):
+        planned(scans, tmp_path, ("few", {"subjects": (1,)}), ("b", {"source": "few", "set": OPEN}))
+    grid = {"training.learning_rate": [1.0, 2.0]}
+    for override in ("training.learning_rate=3.0", "training={epochs: 1}"):
+        with pytest.raises(InputError, match="grid of training.learning_rate in a"):
+            planned(scans, tmp_path, ("a", {"grid": grid}), overrides=[override])
+    for names in (("Open", "open"), ("..",), ("",), ("given",)):
+        with pytest.raises(InputError, match="name of its own"):
+            planned(scans, tmp_path, *((name, {}) for name in names))
+
+
+def test_what_starts_from_a_decided_network_was_decided_too(scans, tmp_path):
+    folder, cases = scans
+    grid = {"training.learning_rate": [1.0e-3, 1.0e-2]}
+    page = str(folder / "tiny.yaml")
+    chain = [
+        Experiment("searched", page, grid=grid),
+        Experiment("plain", page),
+        Experiment("after", page, source="searched", set=OPEN),
+        Experiment("beside", page, source="plain", set=OPEN),
+        Experiment("stopped", page, set=BY_VALIDATION),
+    ]
+    plan = crossval._Plan(chain, cases, tmp_path, "T2w", 2, (), 0, None)
+    assert [e.name for e in chain if plan.decided(e.name)] == ["searched", "after", "stopped"]
+
+
+def test_workers_that_write_elsewhere_are_told_and_nothing_is_trained_twice(scans, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(crossval, "run_jobs", lambda function, jobs, **options: seen.extend(jobs))
+    monkeypatch.setattr(crossval, "train_recipe", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="Every worker writes into the same folders.*fold1"):
+        planned(scans, "run", ("a", {}))
+    # whoever does them may have been started in another folder
+    assert all(trial.output.is_absolute() for trial in seen)
+    assert all(file.is_absolute() for t in seen for c in t.cases for file in c.images.values())
+
+
+def test_a_point_of_a_grid_that_diverges_is_not_chosen_and_stops_nothing(scans, tmp_path, monkeypatch):
+    folder, cases = scans
+    grid = {"training.learning_rate": [1.0e30, 1.0e-3]}
+    experiment = Experiment("a", str(folder / "tiny.yaml"), grid=grid)
+    plan = crossval._Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
+    points = plan.trials(experiment)[:2]
+
+    def network(trial, cases):
+        weight = np.array([np.nan if trial.recipe.training.learning_rate > 1 else 0.5])
+        return SimpleNamespace(model=SimpleNamespace(get_weights=lambda: [weight]))
+
+    def evaluate(segmenter, cases, *, sequence, seen_too):
+        if np.isnan(segmenter.model.get_weights()[0]).any():
+            raise InputError("A network must give finite probabilities.")
+        counts = {"voxels_true": 8, "voxels_predicted": 8, "voxels_both": 4, "voxels_all": 16, "dice": 0.5}
+        return [
+            {"subject": c.subject, "sequence": sequence, "class": name, "metric": metric, "value": value}
+            for c in cases
+            for name in NAMES
+            for metric, value in counts.items()
+        ]
+
+    monkeypatch.setattr(crossval, "_train", network)
+    monkeypatch.setattr(crossval, "evaluate", evaluate)
+    for choose in ("bone", ""):
+        assert np.isnan(crossval._validation_dice(points[0], choose))
+        assert crossval._best(points, choose) is points[1]
+    with pytest.raises(InputError, match="NaN for all of a"):
+        crossval._best([points[0], points[0]], "bone")
+    alone = dataclasses.replace(points[0], point={}, output=tmp_path / "alone")
+    with pytest.raises(InputError, match="finite probabilities"):
+        crossval.run_trial(alone)

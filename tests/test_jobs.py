@@ -2,9 +2,15 @@
 
 import math
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from mrseg import jobs
 from mrseg._checks import InputError
 from mrseg.jobs import run_jobs
 
@@ -66,3 +72,36 @@ def test_a_scheduler_that_is_none_is_told():
     pytest.importorskip("distributed")
     with pytest.raises(InputError, match="Dask scheduler answers.*nowhere://1"):
         run_jobs(math.sqrt, SQUARES, scheduler="nowhere://1", progress=False)
+
+
+def test_a_process_that_is_killed_is_told_in_one_line():
+    with pytest.raises(InputError, match="lives until its job is done.*fewer workers"):
+        run_jobs(os._exit, [1, 1, 1], workers=2, progress=False)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal to a group of processes")
+def test_ctrl_c_begins_no_further_job(tmp_path):
+    """Both processes are interrupted in their first job; the four that wait are not begun."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\nfrom mrseg.jobs import run_jobs\n"
+        "def job(n):\n    open(f'begun{n}', 'w').close()\n    time.sleep(30)\n"
+        "if __name__ == '__main__':\n    run_jobs(job, range(6), workers=2, progress=False)\n"
+    )
+    here = {**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[1])}
+    running = subprocess.Popen(
+        [sys.executable, str(script)], cwd=tmp_path, env=here, start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        limit = time.monotonic() + 30
+        while len(list(tmp_path.glob("begun*"))) < 2:
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        assert running.wait(timeout=15) != 0
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+    assert len(list(tmp_path.glob("begun*"))) == 2

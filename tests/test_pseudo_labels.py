@@ -12,7 +12,7 @@ from mrseg.data import phantom
 from mrseg.data.cases import Case
 from mrseg.data.geometry import resample
 from mrseg.data.io import read_labels, read_sidecar, write_volume
-from mrseg.pseudo_labels import pseudo_label
+from mrseg.pseudo_labels import plan, pseudo_label
 
 CLASSES = ("air", "soft", "bone")
 SHAPE = (40, 40, 32)
@@ -128,3 +128,11 @@ def test_a_pair_that_cannot_be_registered_names_the_subject(tmp_path):
     case = Case("s7", {name: tmp_path / f"{name}.nii.gz" for name in ("T1w", "T2w")})
     with pytest.raises(InputError, match="Subject s7, T1w to T2w: .*constant"):
         label(Knowing(None), [case], tmp_path / "pseudo")
+
+
+def test_two_sessions_of_one_subject_do_not_share_a_file_of_labels(tmp_path):
+    sessions = [Case("s", {"T1w": tmp_path / f"{n}_T1w.nii", "T2w": tmp_path / f"{n}_T2w.nii"}) for n in "ab"]
+    with pytest.raises(InputError, match="one pair of scans.*several of s"):
+        plan(sessions, tmp_path, sequence="T2w", labels_from="T1w")
+    alone = [Case("s", {"T1w": tmp_path / "a_T1w.nii"}), sessions[1]]
+    assert [list(c.labels) for c in plan(alone, tmp_path, sequence="T2w", labels_from="T1w")] == [[], ["T2w"]]

@@ -8,6 +8,7 @@ import logging
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mrseg import training
 from mrseg._checks import InputError
@@ -371,3 +372,62 @@ def test_sgd_has_the_momentum_it_was_given(tmp_path):
     settings = Training(epochs=1, batch_size=1, optimizer="sgd", momentum=0.99)
     training._compile(model, settings, Loss(), ("a", "b"), steps=1)
     assert model.optimizer.momentum == 0.99
+
+
+def with_dropout(seed):
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    given = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(given)
+    x = keras.layers.Dropout(0.5)(x)
+    return keras.Model(given, keras.layers.Conv2D(2, 1, activation="softmax")(x))
+
+
+def fit_squares(folder, settings, network):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(4, 8, 8, 1)).astype("float32")
+    labels = keras.utils.to_categorical(images[..., 0] > 0, 2)
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
+    return fit(
+        network, data, None, settings, loss=Loss(), class_names=("air", "bone"), folder=folder, progress=False
+    )
+
+
+def killed_after(monkeypatch, epoch):
+    save = training.Checkpoint._save
+
+    def dies(self, finished):
+        save(self, finished)
+        if len(self.history) == epoch:
+            raise Killed
+
+    monkeypatch.setattr(training.Checkpoint, "_save", dies)
+
+
+def test_a_killed_run_with_dropout_goes_on_with_the_same_random_numbers(tmp_path, monkeypatch):
+    settings = Training(epochs=3, batch_size=2, learning_rate=0.05)
+    unbroken = with_dropout(0)
+    history = fit_squares(tmp_path / "unbroken", settings, unbroken)
+    killed_after(monkeypatch, 1)
+    with pytest.raises(Killed):
+        fit_squares(tmp_path / "killed", settings, with_dropout(0))
+    monkeypatch.undo()
+    resumed = with_dropout(0)
+    assert fit_squares(tmp_path / "killed", settings, resumed) == history
+    for one, other in zip(weights(unbroken), weights(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_killed_in_the_epoch_that_stops_it_goes_no_further(tmp_path, monkeypatch):
+    stop = EarlyStopping("loss", patience=1)
+    settings = Training(epochs=9, batch_size=2, learning_rate=1e-30, early_stopping=stop)
+    network = with_dropout(0)
+    network.layers[2].rate = 0.0  # nothing changes, so the second epoch is no better than the first
+    assert len(fit_squares(tmp_path / "unbroken", settings, network)) == 2
+    killed_after(monkeypatch, 2)
+    network = with_dropout(0)
+    network.layers[2].rate = 0.0
+    with pytest.raises(Killed):
+        fit_squares(tmp_path / "killed", settings, network)
+    monkeypatch.undo()
+    assert len(fit_squares(tmp_path / "killed", settings, network)) == 2

@@ -122,7 +122,7 @@ def train_recipe(
         account += "\n\n" + _adapt(recipe, sampling, model, train, progress)
     if account:
         with atomic_file(output / "transfer.txt") as path:
-            path.write_text(account + "\n")
+            path.write_text(account + "\n", encoding="utf-8")
     if recipe.transfer is None or recipe.transfer.trains:
         sampling = _fit(recipe, sampling, model, train, validation, output, loggers, progress)
     segmenter = Segmenter(
@@ -337,7 +337,7 @@ def _claim(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None, outp
     path = output / "run.json"
     begun = epochs_done(output) or (output / "segmenter").exists()
     if begun and path.exists():
-        earlier = json.loads(path.read_text())
+        earlier = json.loads(path.read_text(encoding="utf-8"))
         other = [key for key in run if earlier.get(key) != run[key]]
         if other:
             raise error(
@@ -347,7 +347,7 @@ def _claim(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None, outp
             )
     for file, text in (("run.json", json.dumps(run, indent=1)), ("recipe.yaml", page)):
         with atomic_file(output / file) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     write_cases(cases, output / "cohort.tsv")
 
 

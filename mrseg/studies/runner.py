@@ -12,7 +12,7 @@ from typing import Any
 from mrseg import configuration
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
-from mrseg.crossval import cross_validate
+from mrseg.crossval import cross_validate, overrides_of
 from mrseg.data.cases import Case, read_cases, write_cases
 from mrseg.data.phantom import write_cohort
 from mrseg.formats import to_text, write_tables
@@ -71,6 +71,7 @@ def run_study(
         if study.phantom is None:
             raise error(f"Study {study.name} needs scans.", "none", "Name a manifest: --data cohort.tsv.")
         cases = make_cohort(study.phantom, study.sequence, output / "cohort")
+    _check_shown(study, cases, overrides)
     scores, trials = cross_validate(
         study.experiments,
         cases,
@@ -107,7 +108,10 @@ def run_study(
         notice=notice,
         provenance={"study": configuration.as_plain(dataclasses.asdict(study)), "versions": versions()},
     )
-    short = {page.name: tables.scores_table(page, scores, study, short=True) for page in study.tables}
+    short = {
+        page.name: tables.scores_table(page, scores, study, trials, metrics=("dice",))
+        for page in study.tables
+    }
     return page, "\n\n".join([*(to_text(table) for table in (made | short).values()), said]).strip()
 
 
@@ -161,12 +165,42 @@ def _claim(study: Study, output: Path) -> None:
         temporary.write_text(json.dumps(page, indent=1))
 
 
+def _check_shown(study: Study, cases: Sequence[Case], overrides: Sequence[str]) -> None:
+    """Refuses, before any training, tables of scores that there will not be."""
+    labelled = {name for c in cases if c.split == "test" for name in c.labels if name in c.images}
+    tested: dict[str, set[str]] = {}
+    for e in study.experiments:
+        changed = [
+            *overrides_of({key: value for key, value in e.set.items() if key == "sequence"}),
+            *overrides,
+        ]
+        tested[e.name] = {*(e.test or (load_recipe(e.recipe, changed).sequence,))} & labelled
+    once = {e.name for e in study.experiments if not e.folded}
+    partly = {e.name for e in study.experiments if 0 not in e.subjects}
+    for page in study.tables:
+        pairs = [(name, sequence) for *names, sequence in page.pairs for name in names]
+        missing = [
+            f"{name} on {sequence} test scans" for name, sequence in pairs if sequence not in tested[name]
+        ]
+        missing += [f"{name} on all subjects" for name in sorted(page.named & partly)]
+        if page.split == "test":
+            missing += [f"{name} on test scans" for name in page.experiments if not tested[name]]
+        else:
+            missing += [f"{name} on subjects of a fold" for name in page.experiments if name in once]
+        if missing:
+            raise error(
+                f"Table {page.name} has scores of every experiment that it names.",
+                f"none of {missing[0]}",
+                "Label test scans of that sequence (split: test), or change the table.",
+            )
+
+
 def _tables(
     study: Study, scores: Sequence[Row], trials: Sequence[Row], output: Path
 ) -> tuple[dict[str, Table], str]:
     made: dict[str, Table] = {}
     for page in study.tables:
-        made[page.name] = tables.scores_table(page, scores, study)
+        made[page.name] = tables.scores_table(page, scores, study, trials)
     compared = tables.paper_table(scores, study)
     said = ""
     if compared:
@@ -185,14 +219,15 @@ def _tables(
 def _figures(study: Study, scores: Sequence[Row], trials: Sequence[Row], output: Path) -> list[Picture]:
     pictures = []
     if study.depths:
-        caption = "Dice on the test subjects by depth of fine-tuning and number of training subjects."
-        pictures.append(_picture(depth_figure(_depth_dice(study, scores)), "depth", caption, output))
+        split = "test" if any(row["split"] == "test" for row in scores) else "val"
+        who = {"test": "the test subjects", "val": "the training subjects, each unseen,"}[split]
+        caption = f"Dice on {who} by depth of fine-tuning and number of training subjects."
+        pictures.append(_picture(depth_figure(_depth_dice(study, scores, split)), "depth", caption, output))
     times: dict[str, tuple[float, float]] = {}
     for name in study.timed:
         own = [t for t in trials if t["experiment"] == name and t["chosen"] and t["subjects"] == 0]
-        both = [(float(t["seconds"]), tables.converged_seconds(t, output)) for t in own]
-        whole, converged = (tables.median(values) for values in zip(*both, strict=True))
-        times[name] = (whole, converged)
+        converged = tables.median([tables.converged_seconds(t, output) for t in own])
+        times[name] = (tables.median([float(t["seconds"]) for t in own]), converged)
     if any(not math.isnan(both[0]) for both in times.values()):
         caption = "Seconds of one training, median over the folds."
         pictures.append(_picture(time_figure(times), "time", caption, output))
@@ -206,7 +241,9 @@ def _picture(figure: Any, name: str, caption: str, output: Path) -> Picture:
     return picture
 
 
-def _depth_dice(study: Study, scores: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
+def _depth_dice(
+    study: Study, scores: Sequence[Row], split: str = "test"
+) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Class -> number of subjects -> depth -> pooled Dice of every fold."""
     dice: dict[str, dict[str, dict[str, list[float]]]] = {
         name: {} for name in study.classes or _class_names(study)
@@ -217,12 +254,12 @@ def _depth_dice(study: Study, scores: Sequence[Row]) -> dict[str, dict[str, dict
             if (
                 sizes
                 and size == 0
-                and not any(tables.fold_scores(scores, name, study.sequence, s) for s in sizes)
+                and not any(tables.fold_scores(scores, name, study.sequence, s, split) for s in sizes)
             ):
                 continue  # a line has the depths that were repeated with fewer subjects
-            for rows in tables.fold_scores(scores, name, study.sequence, size).values():
+            for rows in tables.fold_scores(scores, name, study.sequence, size, split).values():
                 for row in tables.mean_scores({1: rows}):
-                    if row["metric"] == "dice":
+                    if row["metric"] == "dice" and row["class"] in dice:
                         by_depth = dice[row["class"]].setdefault(str(size or "all"), {})
                         by_depth.setdefault(name, []).append(row["value"])
     return dice

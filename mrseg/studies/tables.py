@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,16 +32,31 @@ _POOLED = {
 CONVERGED = 0.95
 
 
-def scores_table(page: TablePage, scores: Sequence[Row], study: Study, *, short: bool = False) -> Table:
-    """One table of the study; ``short`` is Dice alone, for the terminal."""
+def scores_table(
+    page: TablePage,
+    scores: Sequence[Row],
+    study: Study,
+    trials: Sequence[Row] = (),
+    *,
+    metrics: Sequence[str] = (),
+) -> Table:
+    """One table of the study; its note names the experiments that its subjects decided (``trials``)."""
     shown = _pair_rows(page, scores) if page.pairs else _experiment_rows(page, scores, study.sequence)
     classes = page.classes or study.classes or tuple(dict.fromkeys(row["class"] for row in shown))
-    subjects = {row["subject"] for row in scores if row["split"] == page.split}
-    return table(
-        *by_class(shown, by="experiment", metrics=("dice",) if short else page.metrics, classes=classes),
-        caption=page.caption,
-        note=f"{len(subjects)} subjects. {_POOLED[page.split]} {_INTERVALS}",
-    )
+    subjects = {
+        row["subject"] for row in scores if row["split"] == page.split and row["experiment"] in page.named
+    }
+    rows, columns = by_class(shown, by="experiment", metrics=metrics or page.metrics, classes=classes)
+    if page.pairs or page.folds:  # percentages and single folds do not compete with scores
+        columns = [dataclasses.replace(column, best="") for column in columns]
+    note = f"{len(subjects)} subjects. {_POOLED[page.split]} {_INTERVALS}"
+    decided = {t["experiment"] for t in trials if t["validation_decides"]} & page.named
+    if page.split == "val" and decided:
+        note += (
+            " These subjects decided the grid, the stopping or the best epoch of "
+            f"{', '.join(sorted(decided))}, which flatters it."
+        )
+    return table(rows, columns, caption=page.caption, note=note)
 
 
 def fold_scores(
@@ -60,7 +76,7 @@ def mean_scores(by_fold: Mapping[int, Sequence[Row]]) -> list[Row]:
     pooled = [_pooled(rows) for rows in by_fold.values()]
     result = []
     for key, (_, count) in pooled[0].items():
-        value = float(np.mean([of_fold[key][0] for of_fold in pooled]))
+        value = mean([of_fold[key][0] for of_fold in pooled])
         of_subjects = _by_subject([row for rows in by_fold.values() for row in rows], *key)
         low, high = bootstrap_ci(of_subjects) if len(of_subjects) > 1 else (math.nan, math.nan)
         half = _wald(value, count)
@@ -83,10 +99,10 @@ def training_table(trials: Sequence[Row], study: Study, output: Path) -> Table:
                 "recipe": experiment.recipe,
                 "trainings": len(own),
                 "trainable": chosen[0]["trainable"] if chosen else Missing("not trained on all subjects"),
-                "epochs": chosen[0]["epochs"] if chosen else None,
+                "epochs": median([float(t["epochs"]) for t in chosen]) if chosen else None,
                 "seconds": median([t["seconds"] for t in chosen]),
                 "converged": median(times),
-                "total": float(np.nansum([t["seconds"] for t in own])),
+                "total": float(np.sum([t["seconds"] for t in own])),
                 "chosen": "; ".join(t["point"] for t in chosen if t["point"]) or "-",
             }
         )
@@ -97,7 +113,7 @@ def training_table(trials: Sequence[Row], study: Study, output: Path) -> Table:
             Column("recipe"),
             Column("trainings"),
             Column("trainable", "trainable parameters"),
-            Column("epochs"),
+            Column("epochs", decimals=0),
             Column("seconds", "one training", "s", decimals=0),
             Column("converged", "to convergence", "s", decimals=0),
             Column("total", "all trainings", "s", decimals=0),
@@ -119,6 +135,8 @@ def converged_seconds(trial: Mapping[str, Any], output: Path) -> float:
     if not trial["epochs"] or not log.exists():
         return math.nan
     loss = read_log(log)["loss"]
+    if not np.isfinite(loss).all():
+        return math.nan
     target = loss[0] - CONVERGED * (loss[0] - loss.min())
     return float(trial["seconds"]) * (int(np.argmax(loss <= target)) + 1) / len(loss)
 
@@ -144,8 +162,8 @@ def validation_table(scores: Sequence[Row], trials: Sequence[Row], study: Study,
         low, high = bootstrap_ci(values)
         shown: dict[str, Any] = {
             "experiment": experiment,
-            "subjects": len(values),
-            "dice": Estimate(float(values.mean()), None, low, high),
+            "subjects": int(np.count_nonzero(~np.isnan(values))),
+            "dice": Estimate(mean(values), None, low, high),
         }
         if study.reference in dice and experiment != study.reference:
             base = np.array([dice[study.reference][subject] for subject in sorted(of_subject)])
@@ -223,7 +241,8 @@ def paper_table(scores: Sequence[Row], study: Study) -> tuple[Table, str] | None
     )
     columns = [Column("experiment"), Column("sequence")]
     columns += [Column(f"{c} {who}", who, group=f"{c} Dice") for c in classes for who in ("ours", "paper")]
-    said = [_order(name, [r for r in rows if r["sequence"] == study.sequence]) for name in classes]
+    of_sequence = [row for row in rows if row["sequence"] == study.sequence]
+    said = [_order(name, [row for row in of_sequence if f"{name} ours" in row]) for name in classes]
     return table(
         rows, columns, caption="Dice beside the paper's: other scans, so the order is what can be compared."
     ), " ".join(text for text in said if text)
@@ -231,7 +250,7 @@ def paper_table(scores: Sequence[Row], study: Study) -> tuple[Table, str] | None
 
 def _order(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     ours, paper = (np.array([row[f"{name} {who}"] for row in rows]) for who in ("ours", "paper"))
-    if len(rows) < 3 or np.ptp(ours) == 0:
+    if len(rows) < 3 or not np.ptp(ours) > 0:  # NaN: a class that is nowhere
         return ""
     rho = float(stats.spearmanr(ours, paper).statistic)
     first = [str(rows[int(np.argmax(values))]["experiment"]) for values in (ours, paper)]
@@ -299,6 +318,12 @@ def _by_subject(rows: Sequence[Row], name: str, metric: str) -> np.ndarray:
         if (row["class"], row["metric"]) == (name, metric) and not math.isnan(row["value"]):
             values.setdefault(row["subject"], []).append(row["value"])
     return np.array([np.mean(found) for found in values.values()])
+
+
+def mean(values: Sequence[float] | np.ndarray) -> float:
+    """Of the values that are known: a structure that does not count is left out (`mrseg.metrics.overlap`)."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def median(values: Sequence[float]) -> float:

@@ -1,10 +1,14 @@
 """Pages of studies: all that ship are whole, and what cannot be is refused with its name."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from mrseg import configuration
 from mrseg._checks import InputError
 from mrseg.recipes.loader import load_recipe
 from mrseg.studies import list_studies, load_study
@@ -118,3 +122,17 @@ def test_an_unknown_study_lists_those_there_are():
 def test_a_table_names_all_that_it_shows():
     pairs = TablePage("t", "c", pairs=(("a", "b", "T1w"), ("a", "c", "T2w")))
     assert pairs.named == {"a", "b", "c"}
+
+
+def test_a_page_is_utf_8_wherever_it_is_read(tmp_path):
+    (tmp_path / "page.yaml").write_text("title: Kopf für Köpfe\n", encoding="utf-8")
+    code = (
+        "from mrseg.configuration import read_page as r; print(ascii(r('page.yaml', None, 'study')['title']))"
+    )
+    elsewhere = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    here = str(Path(configuration.__file__).parents[1])
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **elsewhere, "PYTHONPATH": here}, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.stdout.strip() == "'Kopf f\\xfcr K\\xf6pfe'", found.stderr

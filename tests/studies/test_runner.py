@@ -1,13 +1,18 @@
 """A whole study by the command: cohort, trainings, tables, figures, page; and again without training."""
 
+import dataclasses
+
 import pytest
 
 from mrseg import crossval
+from mrseg._checks import InputError
 from mrseg.cli import main
 from mrseg.data.cases import read_cases
 from mrseg.data.io import read_volume
-from mrseg.studies.loader import Phantom
+from mrseg.studies import runner
+from mrseg.studies.loader import Phantom, load_study
 from mrseg.studies.runner import make_cohort
+from mrseg.study_commands import _values
 
 RECIPE = """
 base: phantom_t1_slices
@@ -114,3 +119,46 @@ def test_the_cohort_keeps_apart_who_has_labels_for_what(tmp_path):
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nii.gz")}
     assert make_cohort(phantom, "T2w", tmp_path) == cases == read_cases(tmp_path / "cohort.tsv")
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nii.gz")}
+
+
+def scored(experiment, split, fold, value, subjects=0):
+    which = {"experiment": experiment, "fold": fold, "subjects": subjects, "split": split, "subject": "a"}
+    counts = {"voxels_true": 10, "voxels_predicted": 10, "voxels_both": 10 * value, "voxels_all": 20}
+    return [
+        {**which, "sequence": "T2w", "class": name, "metric": metric, "value": v}
+        for name in ("air", "soft", "bone")
+        for metric, v in {"dice": value, **counts}.items()
+    ]
+
+
+def test_the_figure_by_depth_takes_the_classes_shown_and_unseen_subjects_where_none_is_for_the_test(done):
+    study = dataclasses.replace(load_study(done / "tiny.yaml"), classes=("bone",))
+    tested = [row for fold in (1, 2) for row in scored("FC", "test", fold, fold / 10)]
+    assert runner._depth_dice(study, tested) == {"bone": {"all": {"FC": pytest.approx([0.1, 0.2])}}}
+    unseen = scored("FC", "val", 1, 0.3)
+    trial = {"experiment": "FC", "chosen": True, "subjects": 2, "seconds": 1.0}  # none on all subjects
+    picture = runner._figures(study, unseen, [trial], done / "figures")[0]
+    assert "each unseen" in picture.caption
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["experiments.FC.test=[T1w, PDw]", "tables.table3.pairs=[[none, FC, T2w]]",
+          "tables.table3.experiments=[]"], "FC on T2w test scans"),
+        (["experiments.FC.test=[PDw]"], "FC on test scans"),
+        (["tables.table3.split=val", "tables.table3.experiments=[T1w]"], "T1w on subjects of a fold"),
+        (["experiments.FC.subjects=[1]"], "FC on all subjects"),
+    ],
+)  # fmt: skip
+def test_a_table_without_scores_is_refused_before_any_training(done, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(runner, "cross_validate", None)
+    study = load_study(done / "tiny.yaml", changes)
+    with pytest.raises(InputError, match=f"Table table3.*none of {message}"):
+        runner.run_study(study, read_cases(done / "run/cohort/cohort.tsv"), tmp_path)
+
+
+def test_the_values_of_a_grid_are_read_as_yaml():
+    assert _values("a.b=1.0e-3,2") == ("a.b", [0.001, 2]) and _values("a=[[1, 2], 3]") == ("a", [[1, 2], 3])
+    with pytest.raises(InputError, match="values of a are YAML"):
+        _values("a=[1,2")

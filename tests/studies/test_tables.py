@@ -1,14 +1,16 @@
 """Tables of a study against figures worked out by hand."""
 
+import dataclasses
 import math
 
 import pytest
 
 from mrseg._checks import InputError
+from mrseg.crossval import Experiment
 from mrseg.formats import to_text
 from mrseg.studies import tables
-from mrseg.studies.loader import load_study
-from mrseg.tables import is_missing, plain_value
+from mrseg.studies.loader import TablePage, load_study
+from mrseg.tables import best_rows, is_missing, plain_value
 
 STUDY = load_study("mecheter2023")
 
@@ -155,3 +157,68 @@ def test_beside_the_paper_the_order_is_compared():
     )
     assert "soft" not in said  # all equal: there is no order
     assert tables.paper_table([], STUDY) is None
+
+
+def test_a_class_that_is_nowhere_in_one_subject_leaves_the_others_their_mean():
+    rows = [row for n in ("open", "FC") for s in "abc" for row in counts(n, 1, s, 25, 50, 50, split="val")]
+    for row in rows:
+        if row["subject"] == "a" and row["class"] == "bone":
+            row["value"] = math.nan if row["metric"] in ("dice", "jaccard", "precision", "recall") else 0
+    made = tables.validation_table(rows, [trial("open"), trial("FC")], STUDY, "bone")
+    shown = made.rows[0]
+    assert (shown["subjects"], shown["dice"].value) == (2, pytest.approx(0.5))
+
+
+def test_what_was_decided_on_the_subjects_of_a_table_is_said_under_it():
+    page = TablePage("unseen", "All.", ("open", "none"), split="val")
+    rows = [row for name in page.experiments for row in counts(name, 1, "a", 25, 50, 50, split="val")]
+    trials = [trial("open", validation_decides=True), trial("none"), trial("FC", validation_decides=True)]
+    note = tables.scores_table(page, rows, STUDY, trials).note
+    assert "best epoch of open, which flatters it" in note
+    assert "flatters" not in tables.scores_table(page, rows, STUDY, trials[1:]).note
+
+
+def test_percentages_and_single_folds_are_never_the_best_score():
+    rows = [
+        *counts("T1w", 0, "a", 20, 50, 50, sequence="T1w"),
+        *counts("augmentation", 1, "a", 30, 50, 50, sequence="T1w"),
+        *counts("none", 1, "a", 25, 50, 50), *counts("augmentation", 1, "a", 10, 50, 50),
+    ]  # fmt: skip
+    for made in (
+        tables.scores_table(STUDY.tables[-1], rows, STUDY),
+        tables.scores_table(STUDY.tables[0], TWO_FOLDS, STUDY),
+    ):
+        assert not any(best_rows(made, column) for column in made.columns)
+    # the same figures without the folds compete
+    page = TablePage("means", "Both.", ("none", "open"))
+    made = tables.scores_table(page, TWO_FOLDS, STUDY)
+    assert best_rows(made, made.columns[1]) == {1}
+
+
+def test_a_total_with_an_untimed_training_is_no_total(tmp_path):
+    trials = [
+        trial("open", seconds=math.nan, epochs=8),
+        trial("open", fold=2),
+        trial("open", fold=3, epochs=7),
+    ]
+    row = next(r for r in tables.training_table(trials, STUDY, tmp_path).rows if r["experiment"] == "open")
+    assert math.isnan(row["total"]) and (row["seconds"], row["epochs"]) == (8.0, 7.0)
+
+
+def test_a_loss_that_is_no_number_never_converged(tmp_path):
+    (tmp_path / "trials/open").mkdir(parents=True)
+    (tmp_path / "trials/open/log.csv").write_text("epoch,loss\n0,1.0\n1,0.5\n2,nan\n3,nan\n")
+    assert math.isnan(tables.converged_seconds(trial("open"), tmp_path))
+
+
+def test_recipes_whose_papers_give_other_classes_stand_in_one_table():
+    """islam2025 gives all tissues for one network and csf alone for another."""
+    names = ("islam2025_unet", "islam2025_sep_res_unet")
+    study = dataclasses.replace(
+        STUDY, sequence="T1w", experiments=tuple(Experiment(name, name) for name in names),
+        tables=(), depths=(), timed=(), reference="",
+    )  # fmt: skip
+    rows = [row for name in names for row in counts(name, 1, "a", 25, 50, 50, sequence="T1w")]
+    renamed = [{**r, "class": {"bone": "csf", "soft": "gm", "air": "wm"}[r["class"]]} for r in rows]
+    made, _ = tables.paper_table(renamed, study)
+    assert [("gm ours" in row, "csf ours" in row) for row in made.rows] == [(True, True), (False, True)]
