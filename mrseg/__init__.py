@@ -14,6 +14,8 @@ mrseg.pseudo_label   labels of a new sequence from a trained network and another
 mrseg.evaluate    tidy rows: subject, class, metric, value
 mrseg.summarize   pooled over voxels, mean over subjects, mean over slices; mrseg.compare: two methods, paired
 mrseg.recipes     one YAML page per experiment
+mrseg.cross_validate   an mrseg.Experiment (a recipe, a grid, numbers of subjects) over folds by subject
+mrseg.studies     all experiments of a paper with their tables, one YAML page each
 
 The same from a shell: `mrseg --help`.
 """
@@ -30,10 +32,12 @@ __getattr__, __dir__, __all__ = attach(
         "evaluation": ["evaluate"],
         "prediction": ["predict_cohort"],
         "pseudo_labels": ["pseudo_label"],
+        "experiments": ["Experiment"],
+        "crossval": ["cross_validate"],
         "summaries": ["compare", "summarize"],
     },
     modules=[
-        "data", "models", "transfer", "metrics", "recipes",
+        "data", "models", "transfer", "metrics", "recipes", "studies",
         "baselines", "attenuation", "perfusion", "postprocess",
     ],
 )  # fmt: skip

@@ -10,183 +10,30 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import yaml
 
 from mrseg import store
 from mrseg._checks import InputError, choice, error
 from mrseg._files import atomic_file, checksum, writable_folder
 from mrseg.data.cases import Case
-from mrseg.data.io import read_labels
+from mrseg.dealing import has_labelled
 from mrseg.evaluation import evaluate
+from mrseg.experiments import Experiment, Plan, Trial, in_waves
 from mrseg.formats import write_csv
 from mrseg.jobs import run_jobs
-from mrseg.recipes.loader import Recipe, load_recipe
+from mrseg.recipes.loader import Recipe
 from mrseg.recipes.runner import train_recipe
-from mrseg.segmenter import Segmenter, trained_on
+from mrseg.segmenter import Segmenter
 from mrseg.summaries import VOXELS, Row, read_rows, summarize
 from mrseg.training import epochs_done
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One row of a study: a recipe, and over what it is repeated.
-
-    Attributes:
-        name: of the row.
-        recipe: name or file of a recipe.
-        set: overrides of its keys, key -> value.
-        source: experiment whose network is carried over; "" trains from scratch.
-        folded: trained once for every fold, on its training subjects; False trains once, on all.
-        grid: recipe key -> values; every combination is trained, and the best on the fold's validation
-            subjects is kept.
-        subjects: numbers of training subjects of the study's sequence to repeat with; 0 means all. A fixed
-            number of epochs is raised in proportion, so that fewer subjects train as many steps.
-        test: sequences of the test scans; empty means the recipe's.
-    """
-
-    name: str
-    recipe: str
-    set: dict[str, Any] = field(default_factory=dict)
-    source: str = ""
-    folded: bool = True
-    grid: dict[str, Any] = field(default_factory=dict)
-    subjects: tuple[int, ...] = (0,)
-    test: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for key, values in self.grid.items():
-            if not isinstance(values, list | tuple) or not values:
-                raise error(f"The grid of {key} is a list of values.", repr(values))
-        if self.grid and not self.folded:
-            raise error(
-                "A grid is decided on the validation subjects of a fold.", f"{self.name} with folded: false"
-            )
-        if not self.subjects or min(self.subjects) < 0 or len(set(self.subjects)) < len(self.subjects):
-            raise error("subjects are different numbers from 0 (all).", self.subjects)
-
-    @property
-    def points(self) -> tuple[dict[str, Any], ...]:
-        """Every combination of the grid; one that is empty where there is none."""
-        combinations = itertools.product(*self.grid.values())
-        return tuple(dict(zip(self.grid, values, strict=True)) for values in combinations)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training and what it is scored on."""
-
-    experiment: str
-    fold: int  # from 1; 0 is all training subjects
-    subjects: int  # 0: all
-    point: dict[str, Any]
-    recipe: Recipe
-    cases: tuple[Case, ...]
-    source: Path | None
-    scored: tuple[tuple[str, str], ...]  # (split, sequence)
-    output: Path
-
-
-def folds(cases: Sequence[Case], count: int, *, sequence: str, seed: int = 0) -> list[list[Case]]:
-    """Deals the training subjects of a sequence into folds.
-
-    Args:
-        cases: subjects; those of the splits train and val are dealt, all cases of a subject together.
-        count: folds, from 2 to the number of subjects with labelled scans of ``sequence``.
-        sequence: whose labelled scans are dealt. Other training cases (the T1-w scans that a T2-w network is
-            trained with besides) stay in the split train of every fold.
-        seed: of the dealing.
-
-    Returns:
-        For every fold the cases with ``split`` set anew: its subjects are val, the others train. Every
-        subject is val in exactly one fold; the folds differ by one subject at most. Test cases are as they
-        were.
-
-    Raises:
-        InputError: fewer subjects than folds, or fewer than two folds.
-    """
-    dealt = sorted({case.subject for case in cases if _deals(case, sequence)})
-    if not 2 <= count <= len(dealt):
-        raise error(
-            "Folds are at least 2 and at most the training subjects.",
-            f"{count} folds of {len(dealt)} subjects with labelled {sequence} scans to train on",
-            "Take fewer folds, or fill the split column of the manifest.",
-        )
-    order = [dealt[place] for place in np.random.default_rng(seed).permutation(len(dealt))]
-    aside = [set(order[fold::count]) for fold in range(count)]
-
-    def split(case: Case, held: set[str]) -> str:
-        if case.split not in ("train", "val"):
-            return case.split
-        return "val" if case.subject in held else "train"
-
-    return [[dataclasses.replace(case, split=split(case, held)) for case in cases] for held in aside]
-
-
-def subset(cases: Sequence[Case], count: int, *, sequence: str, seed: int = 0) -> list[Case]:
-    """Keeps ``count`` training subjects of a sequence; the smaller of two such sets lies in the larger.
-
-    Other cases stay. The subjects left out lose the scan of ``sequence`` and stay if they have another.
-
-    Raises:
-        InputError: there are fewer than ``count``.
-    """
-    having = sorted({case.subject for case in cases if case.split == "train" and _has(case, sequence)})
-    if not 1 <= count <= len(having):
-        raise error(
-            f"There are as many training subjects with {sequence} as are asked for.",
-            f"{count} of {len(having)}",
-        )
-    order = [having[place] for place in np.random.default_rng(seed).permutation(len(having))]
-    left_out = set(order[count:])
-    kept = []
-    for case in cases:
-        if case.split == "train" and case.subject in left_out:
-            images = {name: file for name, file in case.images.items() if name != sequence}
-            labels = {name: file for name, file in case.labels.items() if name != sequence}
-            case = dataclasses.replace(case, images=images, labels=labels)
-        kept += [case] if case.images else []
-    return kept
-
-
-def overrides_of(values: Mapping[str, Any]) -> list[str]:
-    """Values by key as ``key=value`` texts that `load_recipe` reads back as the same types."""
-
-    def text(value: Any) -> str:
-        return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
-
-    return [f"{key}={text(value)}" for key, value in values.items()]
-
-
-def check_classes(dealt: Sequence[Sequence[Case]], sequence: str, class_names: Sequence[str]) -> None:
-    """Raises InputError where a fold has no voxel of a class, in training or in validation."""
-    present: dict[Path, set[int]] = {}
-    for number, cases in enumerate(dealt, start=1):
-        for split in ("train", "val"):
-            found: set[int] = set()
-            for case in cases:
-                if case.split == split and _has(case, sequence):
-                    file = case.labels[sequence]
-                    if file not in present:
-                        present[file] = set(np.unique(read_labels(file, len(class_names))[0]).tolist())
-                    found |= present[file]
-            for value, name in enumerate(class_names):
-                if value not in found:
-                    raise error(
-                        "Every fold has voxels of every class, in training and in validation.",
-                        f"no {name} in the {split} subjects of fold {number}",
-                        "Take fewer folds or another seed, or mend the labels.",
-                    )
 
 
 def cross_validate(
@@ -234,8 +81,8 @@ def cross_validate(
     output = writable_folder(Path(output).absolute())
     cases = [_absolute(case) for case in cases]
     given = None if source is None else store.find(source).absolute()
-    waves = list(_waves(experiments, given is not None))
-    plan = _Plan(experiments, cases, output, sequence, folds, overrides, seed, given)
+    waves = list(in_waves(experiments, given is not None))
+    plan = Plan(experiments, cases, output, sequence, folds, overrides, seed, given)
     options: dict[str, Any] = {
         "workers": workers, "scheduler": scheduler, "unit": "training", "progress": progress,
     }  # fmt: skip
@@ -300,7 +147,7 @@ def _train_and_score(trial: Trial) -> list[Row]:
         file = _scores_file(trial, split, sequence)
         if not file.exists():
             segmenter = segmenter or Segmenter.load(folder / "segmenter")
-            chosen = [case for case in trial.cases if case.split == split and _has(case, sequence)]
+            chosen = [case for case in trial.cases if case.split == split and has_labelled(case, sequence)]
             seen_too = split == "val" and decides
             try:
                 found = evaluate(segmenter, chosen, sequence=sequence, seen_too=seen_too)
@@ -359,174 +206,6 @@ def _unfinished(trials: Sequence[Trial]) -> list[Trial]:
 
 def _scores_file(trial: Trial, split: str, sequence: str) -> Path:
     return trial.output / f"scores_{split}_{sequence}.csv"
-
-
-class _Plan:
-    """Which trials an experiment means, and where their networks lie afterwards."""
-
-    def __init__(
-        self,
-        experiments: Sequence[Experiment],
-        cases: Sequence[Case],
-        output: Path,
-        sequence: str,
-        count: int,
-        overrides: Sequence[str],
-        seed: int,
-        given: Path | None,
-    ):
-        self.cases, self.output, self.sequence, self.seed = cases, output, sequence, seed
-        self.experiments = {experiment.name: experiment for experiment in experiments}
-        self.overrides = tuple(overrides)
-        self.dealt = folds(cases, count, sequence=sequence, seed=seed)
-        self.recipes = {e.name: [self._recipe(e, point) for point in e.points] for e in experiments}
-        check_classes(self.dealt, sequence, next(iter(self.recipes.values()))[0].class_names)
-        self.networks: dict[tuple[str, int], Path] = {}
-        if given is not None:
-            self.networks["given", 0] = given
-        self._check_unseen()
-
-    def _recipe(self, experiment: Experiment, point: Mapping[str, Any]) -> Recipe:
-        for text in self.overrides:
-            key = text.partition("=")[0]
-            for searched in point:
-                if f"{searched}.".startswith(f"{key}."):
-                    raise error(
-                        "A key is searched over a grid or set for all.",
-                        f"{text} and the grid of {searched} in {experiment.name}",
-                        "Leave out one of them.",
-                    )
-        own = overrides_of({**experiment.set, **point})
-        recipe = load_recipe(experiment.recipe, [*own, *self.overrides])
-        return dataclasses.replace(recipe, validation_subjects=())  # the fold's are
-
-    def trials(self, experiment: Experiment) -> list[Trial]:
-        """Every training of an experiment, scored where its grid is decided."""
-        found = []
-        for fold, cases in enumerate(self.dealt, start=1) if experiment.folded else [(0, self._once())]:
-            source = None
-            if experiment.source:
-                of_fold = self.networks.get((experiment.source, fold))
-                source = of_fold or self.networks[experiment.source, 0]
-            for size in experiment.subjects:
-                kept, longer = cases, 1.0
-                if size:
-                    kept = subset(cases, size, sequence=self.sequence, seed=self.seed)
-                    longer = _training_subjects(cases, self.sequence) / size
-                for number, (point, recipe) in enumerate(
-                    zip(experiment.points, self.recipes[experiment.name], strict=True)
-                ):
-                    trial = Trial(
-                        experiment.name, fold, size, point, _lengthened(recipe, longer), tuple(kept), source,
-                        (), self.output,
-                    )  # fmt: skip
-                    folder = self._folder(trial, number if experiment.grid else None)
-                    scored = self.scored(trial, tests=len(experiment.points) == 1)
-                    found.append(dataclasses.replace(trial, output=folder, scored=scored))
-        return found
-
-    def scored(self, trial: Trial, tests: bool = True) -> tuple[tuple[str, str], ...]:
-        """What a trial is scored on: its validation subjects, and (once it is chosen) the test subjects."""
-        sequences = self.experiments[trial.experiment].test or (trial.recipe.sequence,)
-        having = {s for case in trial.cases if case.split == "test" for s in case.labels if s in case.images}
-        validation = (("val", self.sequence),) if trial.fold else ()
-        return (*validation, *(("test", name) for name in sequences if tests and name in having))
-
-    def decided(self, name: str) -> bool:
-        """Whether validation subjects decided something in an experiment or where its network comes from."""
-        experiment = self.experiments.get(name)
-        if experiment is None:
-            return False
-        own = bool(experiment.grid) or any(r.training.needs_validation for r in self.recipes[name])
-        return own or self.decided(experiment.source)
-
-    def keep(self, trial: Trial) -> None:
-        """Remembers the network that others start from: the one of all training subjects."""
-        if trial.subjects == 0:
-            self.networks[trial.experiment, trial.fold] = trial.output / "segmenter"
-
-    def _check_unseen(self) -> None:
-        """Refuses a source that is trained once, on subjects who are dealt into folds."""
-        dealt = [case for case in self.dealt[0] if _deals(case, self.sequence)]
-        seen: dict[str, list[str]] = {}
-        for experiment in self.experiments.values():
-            source = experiment.source
-            while source in self.experiments and self.experiments[source].folded:
-                source = self.experiments[source].source
-            if not source or not experiment.folded:
-                continue
-            remedy = f"Train {source} for every fold: folded: true."
-            if source not in seen and source in self.experiments:
-                seen[source] = self._trained_once(source, dealt)
-            elif source not in seen:
-                seen[source] = trained_on(Segmenter.load(self.networks["given", 0]), dealt)
-                remedy = "Leave these subjects out, or start from another network."
-            if seen[source]:
-                raise error(
-                    "A fold's subjects are scored by a network that has not seen them.",
-                    f"{seen[source][0]}, whom the source {source} of {experiment.name} has seen",
-                    remedy,
-                )
-
-    def _trained_once(self, name: str, dealt: Sequence[Case]) -> list[str]:
-        """Which of the subjects an experiment that is trained once, or one before it, trains on."""
-        subjects = {case.subject for case in dealt}
-        recipe, experiment = self.recipes[name][0], self.experiments[name]
-        usable = {
-            case.subject
-            for case in self._once()
-            if case.split == "train"
-            and any(
-                s in case.images and (s in case.labels or not recipe.needs_labels) for s in recipe.sequences
-            )
-        }
-        earlier = self._trained_once(experiment.source, dealt) if experiment.source in self.recipes else []
-        return sorted(usable & subjects) or earlier
-
-    def _once(self) -> list[Case]:
-        return [dataclasses.replace(c, split="train") if c.split == "val" else c for c in self.cases]
-
-    def _folder(self, trial: Trial, point: int | None) -> Path:
-        parts = [f"fold{trial.fold}" if trial.fold else "once"]
-        parts += [f"{trial.subjects}subjects"] if trial.subjects else []
-        parts += [f"point{point + 1}"] if point is not None else []
-        return self.output / "trials" / _slug(trial.experiment) / "_".join(parts)
-
-
-def _waves(experiments: Sequence[Experiment], given: bool) -> Iterable[list[Experiment]]:
-    """Experiments in an order in which every source comes before what starts from it."""
-    names = [experiment.name for experiment in experiments]
-    for name in names:
-        # "Open" and "open" are one folder on some disks.
-        same = [other for other in names if _slug(other).casefold() == _slug(name).casefold()]
-        if len(same) > 1 or name == "given" or not _slug(name).strip("._"):
-            raise error("Every experiment has a name of its own, with a letter or digit.", repr(name))
-    known = {"given"} if given else set()
-    folded = {experiment.name for experiment in experiments if experiment.folded}
-    partly = {experiment.name for experiment in experiments if 0 not in experiment.subjects}
-    for experiment in experiments:
-        if experiment.source:
-            choice(f"The source of {experiment.name}", experiment.source, [*names, *known])
-        if experiment.source in partly:
-            raise error(
-                "A network that is carried over was trained on all subjects.",
-                f"{experiment.source} with subjects that lack 0",
-                f"Add 0 to the subjects of {experiment.source}.",
-            )
-        if experiment.source in folded and not experiment.folded:
-            raise error(
-                "What is trained once starts from what is trained once.",
-                f"{experiment.name} from {experiment.source}, which has a network for every fold",
-                f"Leave out folded: false of {experiment.name}.",
-            )
-    left = list(experiments)
-    while left:
-        wave = [experiment for experiment in left if not experiment.source or experiment.source in known]
-        if not wave:
-            raise error("Sources form no circle.", ", ".join(experiment.name for experiment in left))
-        yield wave
-        known |= {experiment.name for experiment in wave}
-        left = [experiment for experiment in left if experiment not in wave]
 
 
 def _by_cell(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -597,18 +276,6 @@ def _signature(trial: Trial) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _training_subjects(cases: Sequence[Case], sequence: str) -> int:
-    return len({case.subject for case in cases if case.split == "train" and _has(case, sequence)})
-
-
-def _lengthened(recipe: Recipe, factor: float) -> Recipe:
-    """As many steps with fewer subjects; where the loss or a metric ends the training, it ends it."""
-    if recipe.training.early_stopping or factor == 1:
-        return recipe
-    epochs = round(factor * recipe.training.epochs)
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=epochs))
-
-
 def _not_retracing(record: logging.LogRecord) -> bool:
     return "tf.function retracing" not in record.getMessage()
 
@@ -627,15 +294,3 @@ def _absolute(case: Case) -> Case:
         {name: file.absolute() for name, file in files.items()} for files in (case.images, case.labels)
     )
     return dataclasses.replace(case, images=images, labels=labels)
-
-
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)
-
-
-def _deals(case: Case, sequence: str) -> bool:
-    return case.split in ("train", "val") and _has(case, sequence)
-
-
-def _has(case: Case, sequence: str) -> bool:
-    return sequence in case.images and sequence in case.labels

@@ -94,8 +94,8 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _crossval(options: argparse.Namespace) -> None:
-    from mrseg.crossval import Experiment
     from mrseg.data.datasets import read_cohort
+    from mrseg.experiments import Experiment
     from mrseg.recipes.loader import load_recipe
     from mrseg.studies.loader import Study, TablePage
 

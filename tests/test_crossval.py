@@ -16,11 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrseg import configuration, crossval
+from mrseg import configuration, crossval, experiments
 from mrseg._checks import InputError
-from mrseg.crossval import Experiment, check_classes, cross_validate, folds, overrides_of, subset
+from mrseg.crossval import cross_validate
 from mrseg.data.cases import Case, read_cases, write_cases
 from mrseg.data.io import write_labels, write_volume
+from mrseg.dealing import check_classes, folds, subset
+from mrseg.experiments import Experiment, overrides_of
 from mrseg.recipes.loader import load_recipe
 from mrseg.segmenter import subject_digest
 from mrseg.summaries import read_rows
@@ -136,8 +138,8 @@ def test_an_experiment_that_cannot_be_is_refused(wrong, message):
         Experiment("a", "x", **wrong)
 
 
-def waves(*experiments, given=False):
-    return [[e.name for e in wave] for wave in crossval._waves(experiments, given)]
+def waves(*named, given=False):
+    return [[e.name for e in wave] for wave in experiments.in_waves(named, given)]
 
 
 def test_sources_come_before_what_starts_from_them():
@@ -263,14 +265,14 @@ def test_what_is_written_reads_back(whole):
 def test_the_fold_takes_the_place_of_the_recipe_s_validation_subjects(scans, tmp_path):
     folder, cases = scans
     experiment = Experiment("tiny", str(folder / "tiny.yaml"), set={"validation_subjects": ["s1"]})
-    plan = crossval._Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
+    plan = experiments.Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
     assert all(t.recipe.validation_subjects == () for t in plan.trials(experiment))
 
 
 def test_fewer_subjects_train_as_many_steps(scans, tmp_path):
     folder, cases = scans
     experiment = Experiment("tiny", str(folder / "tiny.yaml"), subjects=(0, 1))
-    plan = crossval._Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
+    plan = experiments.Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
     trials = plan.trials(experiment)
     epochs = {(t.fold, t.subjects): t.recipe.training.epochs for t in trials}
     sizes = {t.fold: len([c for c in t.cases if c.split == "train"]) for t in trials if not t.subjects}
@@ -278,7 +280,7 @@ def test_fewer_subjects_train_as_many_steps(scans, tmp_path):
     early = EarlyStopping(monitor="loss", patience=2)
     training = dataclasses.replace(trials[0].recipe.training, early_stopping=early)
     stopping = dataclasses.replace(trials[0].recipe, training=training)
-    assert crossval._lengthened(stopping, 2.0) is stopping
+    assert experiments._lengthened(stopping, 2.0) is stopping
 
 
 def test_a_trial_that_fails_is_named(scans, tmp_path):
@@ -383,7 +385,7 @@ def test_what_starts_from_a_decided_network_was_decided_too(scans, tmp_path):
         Experiment("beside", page, source="plain", set=OPEN),
         Experiment("stopped", page, set=BY_VALIDATION),
     ]
-    plan = crossval._Plan(chain, cases, tmp_path, "T2w", 2, (), 0, None)
+    plan = experiments.Plan(chain, cases, tmp_path, "T2w", 2, (), 0, None)
     assert [e.name for e in chain if plan.decided(e.name)] == ["searched", "after", "stopped"]
 
 
@@ -403,7 +405,7 @@ def test_a_point_of_a_grid_that_diverges_is_not_chosen_and_stops_nothing(scans, 
     folder, cases = scans
     grid = {"training.learning_rate": [1.0e30, 1.0e-3]}
     experiment = Experiment("a", str(folder / "tiny.yaml"), grid=grid)
-    plan = crossval._Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
+    plan = experiments.Plan([experiment], cases, tmp_path, "T2w", 2, (), 0, None)
     points = plan.trials(experiment)[:2]
 
     def network(trial, cases):

@@ -9,7 +9,7 @@ from typing import Any
 
 from mrseg import configuration
 from mrseg._checks import choice, error, positive_ints
-from mrseg.crossval import Experiment
+from mrseg.experiments import Experiment
 
 FOLDER = Path(__file__).parent
 

@@ -12,9 +12,10 @@ from typing import Any
 from mrseg import configuration
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
-from mrseg.crossval import cross_validate, overrides_of
+from mrseg.crossval import cross_validate
 from mrseg.data.cases import Case, read_cases, write_cases
 from mrseg.data.phantom import write_cohort
+from mrseg.experiments import overrides_of
 from mrseg.formats import to_text, write_tables
 from mrseg.recipes.loader import load_recipe
 from mrseg.recipes.runner import versions

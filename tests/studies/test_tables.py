@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mrseg._checks import InputError
-from mrseg.crossval import Experiment
+from mrseg.experiments import Experiment
 from mrseg.formats import to_text
 from mrseg.studies import tables
 from mrseg.studies.loader import TablePage, load_study
