@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 #: Voxels that are read at once. A patch touches few of them; a slice costs 32 slices of reading, not all.
 CHUNK = (32, 32, 32)
-#: Files that one process holds open at most.
-OPEN_FILES = 64
+#: Files that one process holds open at most; each takes about 1 MB of memory.
+OPEN_FILES = 32
 
 _CHUNK_CACHE_BYTES = 256 * 1024  # of each array; less than a chunk makes HDF5 read row by row
 _HEAD_BYTES = 512  # an HDF5 file may begin with so much of something else

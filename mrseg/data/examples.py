@@ -1,4 +1,4 @@
-"""Examples, what a network trains on: a case's image and labels on the network's grid, in memory or on disk."""
+"""Examples, what a network trains on: image and labels on the network's grid, in memory or on disk."""
 
 from __future__ import annotations
 

@@ -100,8 +100,8 @@ def place_of_examples(
     if needed_mb <= limit_mb:
         return None
     log.warning(
-        "The preprocessed scans take about %.1f GB, more than %.0f %% of the memory (%.1f GB): they lie in %s "
-        "until the training has ended. --cache FOLDER keeps them for other trainings.",
+        "The preprocessed scans take about %.1f GB, more than %.0f %% of the memory (%.1f GB): they lie in "
+        "%s until the training has ended. --cache FOLDER keeps them for other trainings.",
         needed_mb / 1e3, 100 * MEMORY_SHARE, memory_mb() / 1e3, output / CASE_CACHE,
     )  # fmt: skip
     return output / CASE_CACHE
