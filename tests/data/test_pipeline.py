@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from mrseg._checks import InputError
 from mrseg.data.augmentation import Augmentation
+from mrseg.data.cases import Case
+from mrseg.data.examples import load_examples
+from mrseg.data.io import write_labels, write_volume
 from mrseg.data.patches import Sampling
 from mrseg.data.pipeline import build_dataset, grid_order
+from mrseg.data.preprocessing import Preprocessing
+from mrseg.models.builders import BUILDERS
 
 
 def examples(count=2, shape=(8, 6, 4)):
@@ -99,3 +106,46 @@ def test_what_cannot_make_a_batch_is_refused(arguments, word):
 def test_a_slice_has_no_third_axis_to_mirror():
     with pytest.raises(InputError, match="A slice has 0 and 1"):
         build_dataset(examples(), Sampling((8, 1, 4)), augmentation=Augmentation(flip_axes=(2,)))
+
+
+def rate(dataset, epochs=2) -> float:
+    """Patches per second, after a first epoch."""
+    for _ in dataset:
+        pass
+    count, started = 0, time.perf_counter()
+    for _ in range(epochs):
+        count += sum(len(images) for images, _ in dataset)
+    return count / (time.perf_counter() - started)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch_shape", [(128, 128, 48), (64, 64, 32), (128, 128, 1)], ids=str)
+def test_the_cache_gives_patches_faster_than_a_small_network_takes_them(tmp_path, patch_shape):
+    cases = cases_of_noise(tmp_path)
+    sampling = Sampling(patch_shape, patches_per_volume=16)
+    rates = {}
+    for name, cache in (("memory", None), ("cache", tmp_path / "cache")):
+        examples = load_examples(cases, "T1w", Preprocessing(normalization="min_max"), 3, cache=cache)
+        dataset = build_dataset(examples, sampling, batch_size=2)
+        rates[name] = rate(dataset)
+    model = BUILDERS["unet"](sampling.input_shape, 3, filters=4, head="softmax")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    few = dataset.take(6)
+    model.fit(few, shuffle=False, verbose=0)  # compiled here
+    started = time.perf_counter()
+    model.fit(few, shuffle=False, verbose=0)
+    rates["network"] = 12 / (time.perf_counter() - started)
+    print(patch_shape, ", ".join(f"{name} {value:.0f}/s" for name, value in rates.items()))
+    assert rates["cache"] > 2 * rates["network"]
+
+
+def cases_of_noise(folder):
+    """12 cases of 128x128x96 voxels of noise."""
+    cases = []
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        files = folder / f"{number}.nii", folder / f"{number}_dseg.nii"
+        write_volume(files[0], rng.random((128, 128, 96), np.float32), np.eye(4))
+        write_labels(files[1], rng.integers(0, 3, (128, 128, 96), np.uint8), np.eye(4), "abc", {})
+        cases.append(Case(f"s{number}", {"T1w": files[0]}, None, {"T1w": files[1]}))
+    return cases
