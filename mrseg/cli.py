@@ -137,6 +137,10 @@ def _parser() -> argparse.ArgumentParser:
             help="change a key of the recipe: --set training.epochs=12 --set network.arguments.filters=16",
         )  # fmt: skip
         parser_.add_argument(
+            "--cache", type=Path, metavar="FOLDER",
+            help="keep preprocessed scans there, for this and other trainings (default: in memory)",
+        )  # fmt: skip
+        parser_.add_argument(
             "--precision",
             choices=("float32", "mixed_bfloat16", "mixed_float16"),
             help="short for --set training.precision=...",
@@ -329,7 +333,9 @@ def _train(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, overrides)
     cases: list[Case] = read_cohort(options.data)
     source = Segmenter.load(options.source) if "source" in options else None
-    segmenter = train_recipe(recipe, cases, options.output, source=source, loggers=options.loggers)
+    segmenter = train_recipe(
+        recipe, cases, options.output, source=source, cache=options.cache, loggers=options.loggers
+    )
     print(f"segmenter: {options.output / 'segmenter'}")
     account = options.output / "transfer.txt"
     if account.exists():

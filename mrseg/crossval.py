@@ -46,6 +46,7 @@ def cross_validate(
     choose: str = "",
     source: str | Path | None = None,
     overrides: Sequence[str] = (),
+    cache: str | Path | None = None,
     seed: int = 0,
     workers: int = 1,
     scheduler: str = "",
@@ -63,6 +64,7 @@ def cross_validate(
             all classes but the first.
         source: trained segmenter that experiments with ``source: given`` start from.
         overrides: ``key=value`` for the recipe of every experiment, above its own ``set``.
+        cache: folder for the preprocessed scans, which all trainings share; as `train_recipe` takes it.
         seed: of the folds and of smaller numbers of subjects.
         workers, scheduler: as `mrseg.jobs.run_jobs` takes them.
         progress: show bars.
@@ -83,13 +85,18 @@ def cross_validate(
     given = None if source is None else store.find(source).absolute()
     waves = list(in_waves(experiments, given is not None))
     plan = Plan(experiments, cases, output, sequence, folds, overrides, seed, given)
+    place = None if cache is None else writable_folder(Path(cache).absolute())
     options: dict[str, Any] = {
         "workers": workers, "scheduler": scheduler, "unit": "training", "progress": progress,
     }  # fmt: skip
     rows: list[Row] = []
     done: list[Row] = []
     for wave in waves:
-        trials = [trial for experiment in wave for trial in plan.trials(experiment)]
+        trials = [
+            dataclasses.replace(trial, cache=place)
+            for experiment in wave
+            for trial in plan.trials(experiment)
+        ]
         _run_all(trials, _short([e.name for e in wave]), options)
         chosen = [_best(points, choose) for points in _by_cell(trials)]
         finals = [dataclasses.replace(trial, scored=plan.scored(trial)) for trial in chosen]
@@ -171,7 +178,7 @@ def _train(trial: Trial, cases: Sequence[Case]) -> Segmenter:
     resumed = epochs_done(folder) > 0
     source = Segmenter.load(trial.source) if trial.source else None
     started = time.perf_counter()
-    segmenter = train_recipe(trial.recipe, cases, folder, source=source, progress=False)
+    segmenter = train_recipe(trial.recipe, cases, folder, source=source, cache=trial.cache, progress=False)
     record = {
         "point": ", ".join(f"{key}={value}" for key, value in trial.point.items()),
         "epochs": epochs_done(folder),

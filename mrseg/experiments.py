@@ -75,6 +75,7 @@ class Trial:
     source: Path | None
     scored: tuple[tuple[str, str], ...]  # (split, sequence)
     output: Path
+    cache: Path | None = None  # changes no result
 
 
 def overrides_of(values: Mapping[str, Any]) -> list[str]:

@@ -68,6 +68,10 @@ def add_study_commands(command: AddCommand) -> None:
             help="change a key of every recipe: --set training.epochs=12",
         )  # fmt: skip
         parser.add_argument(
+            "--cache", type=Path, metavar="FOLDER",
+            help="keep preprocessed scans there, for all trainings (default: in memory)",
+        )  # fmt: skip
+        parser.add_argument(
             "--workers", type=int, default=1, help="processes that share the cores (default: 1)"
         )
         parser.add_argument(
@@ -150,6 +154,7 @@ def _run(study: Any, options: argparse.Namespace, source: Path | None = None) ->
         options.output,
         source=source,
         overrides=options.overrides,
+        cache=options.cache,
         workers=options.workers,
         scheduler=options.scheduler,
     )

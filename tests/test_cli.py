@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import os
 import shutil
@@ -71,6 +72,29 @@ def house(tmp_path_factory):
         == 0
     )  # fmt: skip
     return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "function"),
+    [
+        (["train", "phantom_t1", "--data", "raw"], "mrseg.recipes.runner", "train_recipe"),
+        (["crossval", "phantom_t1", "--data", "raw"], "mrseg.studies.runner", "run_study"),
+        (["study", "phantom_transfer"], "mrseg.studies.runner", "run_study"),
+    ],
+)
+def test_the_cache_reaches_what_trains(tmp_path, monkeypatch, arguments, module, function):
+    phantom.write_cohort(tmp_path / "raw", subjects={"train": 2}, shape=(24, 28, 24), registered=True)
+    monkeypatch.chdir(tmp_path)
+    given = []
+
+    def stop(*arguments, **options):
+        given.append(options["cache"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(module), function, stop)
+    assert run(*arguments, "--output", "run", "--cache", "cache") == 130
+    assert run(*arguments, "--output", "run") == 130
+    assert given == [Path("cache"), None]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

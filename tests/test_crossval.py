@@ -248,6 +248,20 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_scores(scans, whole, tmp_p
     assert run(scans, tmp_path)[0] == whole[1]
 
 
+def test_every_training_is_given_the_cache(scans, tmp_path, monkeypatch):
+    given = []
+
+    def train(*arguments, **options):
+        given.append(options["cache"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crossval, "train_recipe", train)
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(KeyboardInterrupt):
+            run(scans, tmp_path / "run", cache=cache)
+    assert given == [None, tmp_path / "cache"]
+
+
 def test_a_folder_holds_one_study(scans, whole):
     with pytest.raises(InputError, match="holds one study.*point1, done with others"):
         run(scans, whole[0], overrides=["training.epochs=3"])

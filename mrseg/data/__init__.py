@@ -28,7 +28,8 @@ __getattr__, __dir__, __all__ = attach(
         "contrast": ["random_contrast"],
         "patches": ["Sampling", "channel_means", "patch_starts"],
         "preprocessing": ["Preprocessing"],
-        "pipeline": ["build_dataset", "load_examples"],
+        "examples": ["load_examples"],
+        "pipeline": ["build_dataset"],
     },
     modules=["datasets", "phantom"],
 )  # fmt: skip

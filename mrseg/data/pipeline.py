@@ -1,4 +1,4 @@
-"""tf.data pipeline: cases of one sequence -> batches of patches and labels, seeded, of fixed shape.
+"""tf.data pipeline: examples of one sequence -> batches of patches and labels, seeded, of fixed shape.
 
 Everything random of an epoch (order, patch positions, augmentation) follows from (seed, epoch) alone, so that
 a resumed run sees the very batches that an unbroken run would have seen.
@@ -6,125 +6,18 @@ a resumed run sees the very batches that an unbroken run would have seen.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
-from mrseg._checks import IGNORE_LABEL, error, positive_ints
+from mrseg._checks import error, positive_ints
 from mrseg.data.augmentation import Augmentation
-from mrseg.data.cases import Case
-from mrseg.data.contrast import random_contrast
-from mrseg.data.geometry import Volume, check_same_grid
-from mrseg.data.io import read_labels, read_volume
+from mrseg.data.examples import Example
 from mrseg.data.patches import Sampling, cut, cut_input, patch_starts, random_starts
-from mrseg.data.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-Example = tuple[np.ndarray, np.ndarray]
-
-
-def load_example(case: Case, sequence: str, preprocessing: Preprocessing, num_classes: int) -> Example:
-    """Reads one case and brings it onto the network's grid.
-
-    Returns:
-        Image (x, y, z) float32 and labels (x, y, z) uint8.
-
-    Raises:
-        InputError: the case lacks the sequence or its labels, or the two lie on different grids.
-    """
-    image, labels = _read(case, sequence, num_classes)
-    array, affine = preprocessing.image(image)
-    return array, preprocessing.labels(labels, array.shape, affine)
-
-
-@dataclass(frozen=True)
-class Contrasts:
-    """Images of random contrast that stand for a scan.
-
-    Attributes:
-        count: of every scan; 0 leaves the scan itself.
-        dark: labels that are dark in most sequences, as in `random_contrast`.
-        seed: image n of a scan follows from seed, subject, sequence and n alone.
-    """
-
-    count: int = 0
-    dark: tuple[int, ...] = ()
-    seed: int = 0
-
-
-def random_contrast_examples(
-    case: Case, sequence: str, preprocessing: Preprocessing, num_classes: int, contrasts: Contrasts
-) -> list[Example]:
-    """Images of random contrast made from one case's labels, on the network's grid.
-
-    They are made on the scan's own grid, which decides the network's grid too; its intensities only tell
-    where a class falls into parts.
-
-    Returns:
-        ``contrasts.count`` pairs, as `load_example` gives them; all have the same labels.
-
-    Raises:
-        InputError: as `load_example`.
-    """
-    image, labels = _read(case, sequence, num_classes)
-    name = [*hashlib.sha256(f"{case.name} {sequence}".encode()).digest()]
-    made: list[Example] = []
-    for number in range(contrasts.count):
-        rng = np.random.default_rng([contrasts.seed, number, *name])
-        contrast = random_contrast(labels[0], rng, image=image[0], dark=contrasts.dark)
-        array, affine = preprocessing.image((contrast, image[1]), like=image)
-        truth = made[0][1] if made else preprocessing.labels(labels, array.shape, affine)
-        made.append((array, truth))
-    return made
-
-
-def load_image(case: Case, sequence: str, preprocessing: Preprocessing) -> Example:
-    """Reads one scan without labels: the image (x, y, z), and labels that say nothing (255)."""
-    array, _ = preprocessing.image(read_volume(case.images[sequence]))
-    return array, np.full(array.shape, IGNORE_LABEL, np.uint8)
-
-
-def _read(case: Case, sequence: str, num_classes: int) -> tuple[Volume, Volume]:
-    image_path, labels_path = case.images.get(sequence), case.labels.get(sequence)
-    if image_path is None or labels_path is None:
-        missing = "image" if image_path is None else "label map"
-        raise error(
-            f"Subject {case.subject} needs a {sequence} {missing}.",
-            f"images {sorted(case.images)}, labels {sorted(case.labels)}",
-            "Labels come from CT by `mrseg prepare`." if image_path else "",
-        )
-    image, labels = read_volume(image_path), read_labels(labels_path, num_classes)
-    check_same_grid(str(image_path), image, str(labels_path), labels)
-    return image, labels
-
-
-def load_examples(
-    cases: Sequence[Case],
-    sequence: str,
-    preprocessing: Preprocessing,
-    num_classes: int,
-    *,
-    contrasts: Contrasts = Contrasts(),
-    progress: bool = False,
-) -> list[Example]:
-    """Reads all cases, with a progress bar if asked for.
-
-    With ``contrasts.count``, so many images of random contrast stand for every scan.
-    """
-    bar = tqdm(cases, desc=f"reading {sequence}", unit="scan", disable=not progress, leave=False)
-    if not contrasts.count:
-        return [load_example(case, sequence, preprocessing, num_classes) for case in bar]
-    return [
-        example
-        for case in bar
-        for example in random_contrast_examples(case, sequence, preprocessing, num_classes, contrasts)
-    ]
 
 
 def build_dataset(
@@ -140,7 +33,8 @@ def build_dataset(
     """Batches of patches from prepared examples; one iteration of the dataset is one epoch.
 
     Args:
-        examples: images (x, y, z) float32 with labels (x, y, z) uint8, as `load_examples` gives.
+        examples: images (x, y, z) float32 with labels (x, y, z) uint8, as `load_examples` gives, in memory
+            or in a cache on disk.
         sampling: patch shape, overlap, and whether patches are drawn at random.
         batch_size: patches in a batch; a last smaller batch of an epoch is left out of training
             (``shuffle=True``).

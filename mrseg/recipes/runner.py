@@ -15,18 +15,26 @@ from typing import Any
 import keras
 import numpy as np
 import yaml
-from tqdm import tqdm
 
 import mrseg
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
 from mrseg.data.augmentation import Augmentation
+from mrseg.data.case_cache import CaseCache
 from mrseg.data.cases import Case, check_splits, write_cases
+from mrseg.data.examples import Example
 from mrseg.data.patches import Sampling, channel_means
-from mrseg.data.pipeline import Contrasts, Example, build_dataset, grid_order, load_examples, load_image
+from mrseg.data.pipeline import build_dataset, grid_order
 from mrseg.models.builders import BUILDERS
 from mrseg.pseudo_labels import plan, pseudo_label
 from mrseg.recipes.loader import Recipe
+from mrseg.recipes.reading import (
+    having,
+    place_of_examples,
+    training_examples,
+    unlabelled_examples,
+    validation_examples,
+)
 from mrseg.segmenter import Segmenter, subject_digest, trained_on
 from mrseg.training import SameEveryEpoch, epochs_done, fit, precision
 from mrseg.transfer.freezing import train_all, train_last, train_norms
@@ -80,6 +88,7 @@ def train_recipe(
     output: str | Path,
     *,
     source: Segmenter | None = None,
+    cache: str | Path | None = None,
     loggers: Sequence[str] = (),
     progress: bool = True,
 ) -> Segmenter:
@@ -92,6 +101,9 @@ def train_recipe(
         output: folder for ``segmenter/``, ``recipe.yaml``, ``cohort.tsv``, ``log.csv``, ``checkpoint/``,
             ``transfer.txt`` and, with ``labels_from``, ``pseudo_labels/``.
         source: trained segmenter whose network is carried over, for recipes with ``transfer``.
+        cache: folder for the preprocessed scans, which then need not fit into memory; other trainings and
+            processes may use it too. It changes no result. None keeps them in memory, or in
+            ``output/case_cache`` until the training has ended, if they take more than half of it.
         loggers: ``tensorboard``, ``wandb``.
         progress: show bars.
 
@@ -101,12 +113,14 @@ def train_recipe(
     Raises:
         InputError: another recipe was begun in ``output``; no training case; and all that `fit` and the
             readers raise.
+        OSError: a folder cannot be written.
     """
     output = writable_folder(output)
     _check_start(recipe, source.model if source else None)
     _check_source(recipe, source, cases)
     train, validation = _split(recipe, _with_pseudo_labels(recipe, cases, output))
     _claim(recipe, [*train, *validation], source, output)
+    place = place_of_examples(recipe, train, validation, cache, output)
     if source is not None and recipe.transfer is not None and recipe.transfer.labels_from:
         pseudo_label(
             source, [*train, *validation], output / PSEUDO_LABELS, sequence=recipe.sequence,
@@ -119,12 +133,17 @@ def train_recipe(
         # The scans of the new sequence are centred as those the network was trained on.
         sampling = dataclasses.replace(sampling, channel_mean=source.sampling.channel_mean)
     if recipe.transfer is not None and recipe.transfer.mechanism == "statistics":
-        account += "\n\n" + _adapt(recipe, sampling, model, train, progress)
+        account += "\n\n" + _adapt(recipe, sampling, model, train, place, progress)
     if account:
         with atomic_file(output / "transfer.txt") as path:
             path.write_text(account + "\n", encoding="utf-8")
     if recipe.transfer is None or recipe.transfer.trains:
-        sampling = _fit(recipe, sampling, model, train, validation, output, loggers, progress)
+        scans = training_examples(recipe, train, cache=place, progress=progress)
+        if recipe.subtract_mean and not sampling.channel_mean:
+            means = channel_means([image for image, _ in scans], sampling)
+            sampling = dataclasses.replace(sampling, channel_mean=means)
+        checks = validation_examples(recipe, validation, cache=place, progress=progress)
+        _fit(recipe, sampling, model, scans, checks, output, loggers, progress)
     segmenter = Segmenter(
         model=model,
         preprocessing=recipe.preprocessing,
@@ -136,6 +155,8 @@ def train_recipe(
         provenance=_provenance(recipe, train, validation, source),
     )
     segmenter.save(output / "segmenter")
+    if cache is None and place is not None:
+        CaseCache(place).remove()
     # Training on kept features leaves the layers of the network in two graphs; read back, they are in one.
     cached = recipe.training.cache_features != "none"
     return Segmenter.load(output / "segmenter") if cached else segmenter
@@ -145,34 +166,14 @@ def _fit(
     recipe: Recipe,
     sampling: Sampling,
     model: keras.Model,
-    train: Sequence[Case],
-    validation: Sequence[Case],
+    scans: Sequence[Example],
+    checks: Sequence[Example],
     output: Path,
     loggers: Sequence[str],
     progress: bool,
-) -> Sampling:
-    """Trains ``model`` and returns the sampling it was trained with, its channel means filled in."""
-
+) -> None:
+    """Trains ``model`` on ``scans``; ``checks`` are the validation's, if there are any."""
     settings = recipe.training
-
-    def examples(cases: Sequence[Case], contrasts: Contrasts) -> list[Example]:
-        found: list[Example] = []
-        for sequence in recipe.sequences:
-            found += load_examples(
-                _having(recipe, cases, sequence),
-                sequence,
-                recipe.preprocessing,
-                len(recipe.class_names),
-                contrasts=contrasts,
-                progress=progress,
-            )
-        return found
-
-    dark = tuple(recipe.class_names.index(name) for name in recipe.dark_classes)
-    scans = examples(train, Contrasts(recipe.random_contrasts, dark, settings.seed))
-    if recipe.subtract_mean and not sampling.channel_mean:
-        means = channel_means([image for image, _ in scans], sampling)
-        sampling = dataclasses.replace(sampling, channel_mean=means)
     batches = build_dataset(
         scans,
         sampling,
@@ -181,15 +182,13 @@ def _fit(
         seed=settings.seed,
         first_epoch=epochs_done(output),
     )
-    checks = None
-    if validation:
-        checks = build_dataset(
-            examples(validation, Contrasts()), sampling, batch_size=settings.batch_size, shuffle=False
-        )
+    validation = None
+    if checks:
+        validation = build_dataset(checks, sampling, batch_size=settings.batch_size, shuffle=False)
     fit(
         model,
         batches,
-        checks,
+        validation,
         settings,
         loss=recipe.loss,
         class_names=recipe.class_names,
@@ -198,7 +197,6 @@ def _fit(
         loggers=loggers,
         progress=progress,
     )
-    return sampling
 
 
 def _same_every_epoch(recipe: Recipe, sampling: Sampling, scans: Sequence[Example]) -> SameEveryEpoch | None:
@@ -216,19 +214,18 @@ def _same_every_epoch(recipe: Recipe, sampling: Sampling, scans: Sequence[Exampl
 
 
 def _adapt(
-    recipe: Recipe, sampling: Sampling, model: keras.Model, train: Sequence[Case], progress: bool
+    recipe: Recipe,
+    sampling: Sampling,
+    model: keras.Model,
+    train: Sequence[Case],
+    cache: Path | None,
+    progress: bool,
 ) -> str:
     """Estimates the statistics of ``model`` anew on one epoch of the training scans; says how far they moved.
 
     The patches are those of the first epoch of a training, without augmentation.
     """
-    scans = [
-        load_image(case, sequence, recipe.preprocessing)
-        for sequence in recipe.sequences
-        for case in tqdm(
-            _having(recipe, train, sequence), desc=f"reading {sequence}", disable=not progress, leave=False
-        )
-    ]
+    scans = unlabelled_examples(recipe, train, cache=cache, progress=progress)
     settings = recipe.training
     batches = build_dataset(scans, sampling, batch_size=settings.batch_size, seed=settings.seed)
     moved = adapt_statistics(model, (images for images, _ in batches))
@@ -245,11 +242,6 @@ def _with_pseudo_labels(recipe: Recipe, cases: Sequence[Case], output: Path) -> 
     )
 
 
-def _having(recipe: Recipe, cases: Sequence[Case], sequence: str) -> list[Case]:
-    """The cases whose scan of ``sequence`` the recipe can use."""
-    return [c for c in cases if sequence in c.images and (sequence in c.labels or not recipe.needs_labels)]
-
-
 def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     """Training and validation cases with the recipe's sequence; its validation subjects leave training."""
     check_splits(cases, required=("train",))
@@ -258,7 +250,7 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
         if subject not in names:
             raise error("validation_subjects are subjects of the split 'train'.", subject)
     aside = set(recipe.validation_subjects)
-    usable = [c for c in cases if any(_having(recipe, [c], sequence) for sequence in recipe.sequences)]
+    usable = [c for c in cases if any(having(recipe, [c], sequence) for sequence in recipe.sequences)]
     train = [case for case in usable if case.split == "train" and case.subject not in aside]
     validation = [
         dataclasses.replace(case, split="val")
@@ -282,7 +274,7 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
             if recipe.transfer and recipe.transfer.labels_from
             else "labels for it",
         )
-    if not _having(recipe, train, recipe.sequence):
+    if not having(recipe, train, recipe.sequence):
         source = recipe.transfer.labels_from if recipe.transfer else ""
         besides = f" and one of {source}" if source else " and its labels" if recipe.needs_labels else ""
         remedy = f"The column {recipe.sequence} of the manifest names the images"
@@ -327,7 +319,7 @@ def _claim(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None, outp
     files = [
         [c.subject, c.split, c.images[sequence].name, c.labels[sequence].name if sequence in c.labels else ""]
         for sequence in recipe.sequences
-        for c in _having(recipe, cases, sequence)
+        for c in having(recipe, cases, sequence)
     ]
     run = {
         "recipe": page,

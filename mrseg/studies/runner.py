@@ -40,6 +40,7 @@ def run_study(
     *,
     source: str | Path | None = None,
     overrides: Sequence[str] = (),
+    cache: str | Path | None = None,
     workers: int = 1,
     scheduler: str = "",
     progress: bool = True,
@@ -55,6 +56,7 @@ def run_study(
             ``report.html`` and, without cases, ``cohort/``.
         source: trained segmenter for experiments with ``source: given``.
         overrides: ``key=value`` for the recipe of every experiment, above all that the page says.
+        cache: folder for the preprocessed scans, as `mrseg.recipes.train_recipe` takes it.
         workers, scheduler: as `mrseg.jobs.run_jobs` takes them.
         progress: show bars.
 
@@ -82,6 +84,7 @@ def run_study(
         choose=study.choose,
         source=source,
         overrides=overrides,
+        cache=cache,
         seed=study.seed,
         workers=workers,
         scheduler=scheduler,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pathlib import Path
+import time
 
 import numpy as np
 import pytest
@@ -8,19 +8,12 @@ import pytest
 from mrseg._checks import InputError
 from mrseg.data.augmentation import Augmentation
 from mrseg.data.cases import Case
+from mrseg.data.examples import load_examples
 from mrseg.data.io import write_labels, write_volume
 from mrseg.data.patches import Sampling
-from mrseg.data.pipeline import (
-    Contrasts,
-    build_dataset,
-    grid_order,
-    load_example,
-    load_image,
-    random_contrast_examples,
-)
+from mrseg.data.pipeline import build_dataset, grid_order
 from mrseg.data.preprocessing import Preprocessing
-
-NATIVE = Preprocessing(normalization="min_max")
+from mrseg.models.builders import BUILDERS
 
 
 def examples(count=2, shape=(8, 6, 4)):
@@ -110,55 +103,51 @@ def test_what_cannot_make_a_batch_is_refused(arguments, word):
         build_dataset(*arguments)
 
 
-def on_disk(folder: Path, image_affine, labels_affine, top=2) -> Case:
-    image = np.random.default_rng(0).random((6, 6, 6)).astype(np.float32)
-    write_volume(folder / "i.nii.gz", image, image_affine)
-    write_labels(folder / "l.nii.gz", np.full((6, 6, 6), top, np.uint8), labels_affine, ["a"] * 9, {})
-    return Case("s1", {"T1w": folder / "i.nii.gz"}, None, {"T1w": folder / "l.nii.gz"}, "train")
-
-
-def test_image_and_labels_on_two_grids_are_refused_with_the_distance_in_mm(tmp_path):
-    moved = np.eye(4)
-    moved[0, 3] = 5.0
-    case = on_disk(tmp_path, np.eye(4), moved)
-    with pytest.raises(InputError, match=r"i\.nii\.gz.*l\.nii\.gz.*5 mm"):
-        load_example(case, "T1w", NATIVE, 3)
-
-
-@pytest.mark.parametrize("grid", ["native", "foreground"])
-def test_images_of_random_contrast_lie_on_the_scans_own_grid_with_its_labels(tmp_path, grid):
-    image = np.zeros((14, 12, 10), np.float32)
-    image[3:11, 2:9, 4:8] = np.random.default_rng(0).uniform(40, 60, (8, 7, 4))
-    labels = (image > 0).astype(np.uint8)
-    write_volume(tmp_path / "i.nii.gz", image, np.eye(4))
-    write_labels(tmp_path / "l.nii.gz", labels, np.eye(4), ("air", "soft"), {})
-    case = Case("s1", {"T1w": tmp_path / "i.nii.gz"}, None, {"T1w": tmp_path / "l.nii.gz"})
-    preprocessing = Preprocessing(grid=grid, normalization="min_max")
-    real, truth = load_example(case, "T1w", preprocessing, 2)
-    made = random_contrast_examples(case, "T1w", preprocessing, 2, Contrasts(2, seed=4))
-    for one, same in made:
-        assert one.shape == real.shape and one.dtype == np.float32
-        np.testing.assert_array_equal(same, truth)
-    assert not np.array_equal(made[0][0], made[1][0])
-    (first,) = random_contrast_examples(case, "T1w", preprocessing, 2, Contrasts(1, seed=4))
-    np.testing.assert_array_equal(first[0], made[0][0])  # image 0 does not depend on how many there are
-    unlabelled, unknown = load_image(case, "T1w", preprocessing)
-    np.testing.assert_array_equal(unlabelled, real)
-    assert unknown.shape == real.shape and (unknown == 255).all()
-
-
-def test_labels_outside_the_table_are_refused_with_the_file(tmp_path):
-    case = on_disk(tmp_path, np.eye(4), np.eye(4), top=7)
-    with pytest.raises(InputError, match=r"l\.nii\.gz.*7"):
-        load_example(case, "T1w", NATIVE, 3)
-
-
-def test_a_sequence_that_a_subject_lacks_is_named(tmp_path):
-    case = on_disk(tmp_path, np.eye(4), np.eye(4))
-    with pytest.raises(InputError, match=r"s1 needs a T2w image.*T1w"):
-        load_example(case, "T2w", NATIVE, 3)
-
-
 def test_a_slice_has_no_third_axis_to_mirror():
     with pytest.raises(InputError, match="A slice has 0 and 1"):
         build_dataset(examples(), Sampling((8, 1, 4)), augmentation=Augmentation(flip_axes=(2,)))
+
+
+def rate(dataset, epochs=2) -> float:
+    """Patches per second, after a first epoch."""
+    for _ in dataset:
+        pass
+    count, started = 0, time.perf_counter()
+    for _ in range(epochs):
+        count += sum(len(images) for images, _ in dataset)
+    return count / (time.perf_counter() - started)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch_shape", [(128, 128, 48), (64, 64, 32), (128, 128, 1)], ids=str)
+def test_the_cache_gives_patches_faster_than_a_small_network_takes_them(tmp_path, patch_shape):
+    cases = cases_of_noise(tmp_path)
+    sampling = Sampling(patch_shape, patches_per_volume=16)
+    how = Preprocessing(normalization="min_max")
+    sets = {
+        name: build_dataset(load_examples(cases, "T1w", how, 3, cache=cache), sampling, batch_size=2)
+        for name, cache in (("memory", None), ("cache", tmp_path / "cache"))
+    }
+    rounds = [{name: rate(dataset) for name, dataset in sets.items()} for _ in range(3)]
+    rates = {name: float(np.median([found[name] for found in rounds])) for name in sets}
+    model = BUILDERS["unet"](sampling.input_shape, 3, filters=4, head="softmax")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    few = sets["cache"].take(6)
+    model.fit(few, shuffle=False, verbose=0)  # compiled here
+    started = time.perf_counter()
+    model.fit(few, shuffle=False, verbose=0)
+    rates["network"] = 12 / (time.perf_counter() - started)
+    print(patch_shape, ", ".join(f"{name} {value:.0f}/s" for name, value in rates.items()))
+    assert rates["cache"] > 2 * rates["network"]
+
+
+def cases_of_noise(folder):
+    """12 cases of 128x128x96 voxels of noise."""
+    cases = []
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        files = folder / f"{number}.nii", folder / f"{number}_dseg.nii"
+        write_volume(files[0], rng.random((128, 128, 96), np.float32), np.eye(4))
+        write_labels(files[1], rng.integers(0, 3, (128, 128, 96), np.uint8), np.eye(4), "abc", {})
+        cases.append(Case(f"s{number}", {"T1w": files[0]}, None, {"T1w": files[1]}))
+    return cases
