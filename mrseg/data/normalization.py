@@ -16,7 +16,7 @@ import numpy as np
 from mrseg._checks import choice, error
 from mrseg.data.bands import Bands, window_matrix
 
-_VARIANTS = ("jarrett", "fileexchange", "pinto")
+VARIANTS = ("jarrett", "fileexchange", "pinto")
 _SLICES = 16  # that are normalised together: 64 bytes side by side where slices lie along the last axis
 _VOXELS = 1 << 14  # that are standardised together: they stay in the processor's cache
 _SAMPLE = 1 << 14  # values that bracket a quantile, and how many of them to each side
@@ -56,13 +56,10 @@ def lcn(image: np.ndarray, *, sigma: float = 4.0, variant: str = "jarrett", axis
         Jarrett et al. 2009 (ICCV), section 2.1, for one channel; G. Xiong, localnormalize.m (MATLAB File
         Exchange); Pinto et al. 2008 (PLoS Computational Biology 4:e27).
     """
-    choice("variant", variant, _VARIANTS)
-    if not sigma > 0:
-        raise error("sigma is a positive number of voxels.", sigma)
+    window = lcn_window(variant, sigma)
     image = _finite(image)
     if image.ndim != 3 or not -3 <= axis < 3:
         raise error("lcn takes an image (x, y, z) and an axis of it.", f"shape {image.shape}, axis {axis}")
-    window = _box(3) if variant == "pinto" else _gaussian(sigma, _CUT_AT_SIGMA[variant])
     slices = np.moveaxis(image, axis, 0)
     result = np.empty_like(image)
     turned = np.moveaxis(result, axis, 0)
@@ -78,6 +75,22 @@ def lcn(image: np.ndarray, *, sigma: float = 4.0, variant: str = "jarrett", axis
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         list(pool.map(normalise, range(0, len(slices), _SLICES)))
     return result
+
+
+def lcn_window(variant: str, sigma: float) -> np.ndarray:
+    """Weights of the window of `lcn` along one axis, symmetric and of sum 1.
+
+    Raises:
+        InputError: an unknown variant, a sigma that is not positive.
+    """
+    choice("variant", variant, VARIANTS)
+    if not sigma > 0:
+        raise error("sigma is a positive number of voxels.", sigma)
+    if variant == "pinto":
+        return np.full(3, 1 / 3)
+    radius = math.ceil(sigma * _CUT_AT_SIGMA[variant])
+    window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return window / window.sum()
 
 
 def _normalise_slice(image: np.ndarray, variant: str, exact: list[Bands], fast: list[Bands]) -> None:
@@ -248,16 +261,6 @@ NORMALIZATIONS: dict[str, Callable[..., np.ndarray]] = {
 
 # Where the Gaussian window ends, in sigma: 8 voxels of sigma 4, and the 5 % tail (norminv(0.95)).
 _CUT_AT_SIGMA = {"jarrett": 2.0, "fileexchange": 1.645}
-
-
-def _gaussian(sigma: float, cut_at_sigma: float) -> np.ndarray:
-    radius = math.ceil(sigma * cut_at_sigma)
-    window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    return window / window.sum()
-
-
-def _box(size: int) -> np.ndarray:
-    return np.full(size, 1 / size)
 
 
 def _finite(image: np.ndarray) -> np.ndarray:

@@ -300,7 +300,9 @@ def test_a_constant_image_cannot_be_equalized():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(0, 1000), st.sampled_from([1, 2, 7, 1000, 40_000]), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
+    st.integers(0, 1000),
+    st.sampled_from([1, 2, 7, 1000, 40_000]),
+    st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
 )
 def test_bracketed_quantiles_are_those_of_numpy(seed, count, share):
     rng = np.random.default_rng(seed)
