@@ -1,8 +1,8 @@
-"""Random flips, in-plane rotations and scalings of a patch and its labels, as TensorFlow graph operations.
+"""Random changes of a patch and its labels, as TensorFlow graph operations: geometry, then intensities.
 
 Sources: islam2025 section 3.1.2 ("random flips and rotations"), xu2017 section 2.1 ("scaling and rotating"),
-alkhimova2022 (flip, rotation of up to 15 degrees). Ranges that a paper leaves open are told on its page in
-docs/papers.
+alkhimova2022 (flip, rotation of up to 15 degrees, cubic spline). Ranges that a paper leaves open are told on
+its page in docs/papers. Bias field, gamma and noise are beyond the papers.
 """
 
 from __future__ import annotations
@@ -11,10 +11,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mrseg._checks import IGNORE_LABEL, error
+import numpy as np
+from scipy import ndimage
+
+from mrseg._checks import IGNORE_LABEL, choice, error
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+
+#: How a rotation reads between voxels: linear in TensorFlow, cubic spline in SciPy (slower).
+INTERPOLATIONS = ("linear", "cubic")
+_BIAS_NODES = 4  # of the coarse grid along each axis that a bias field is drawn on
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,26 @@ class Augmentation:
         rotation_deg: rotation in the plane of the first two axes, uniform in [-rotation_deg, rotation_deg].
         scale: factor on sizes in that plane, uniform in [1 - scale, 1 + scale].
         intensity_scale: factor on the intensities, uniform in [1 - s, 1 + s].
+        interpolation: of rotation and scaling: ``linear``, or ``cubic`` (spline, kept within the patch's own
+            range), which takes many times as long. Labels take the nearest voxel in both.
+        bias_field: a smooth field multiplies the image; the logarithm at its nodes is normal with a
+            deviation that is uniform in [0, bias_field].
+        gamma: the intensities, brought onto [0, 1], are raised to a power and brought back; the power's
+            logarithm is uniform in [-gamma, gamma].
+        noise: normal noise on every voxel, of a deviation that is uniform in [0, noise], in the unit of the
+            normalised image.
+
+    Geometry comes first, then bias field, gamma, factor and noise, which leave the labels alone.
     """
 
     flip_axes: tuple[int, ...] = ()
     rotation_deg: float = 0.0
     scale: float = 0.0
     intensity_scale: float = 0.0
+    interpolation: str = "linear"
+    bias_field: float = 0.0
+    gamma: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if any(axis not in (0, 1, 2) for axis in self.flip_axes):
@@ -42,6 +64,10 @@ class Augmentation:
         for name in ("scale", "intensity_scale"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise error(f"augmentation.{name} lies in [0, 1).", getattr(self, name))
+        choice("augmentation.interpolation", self.interpolation, INTERPOLATIONS)
+        for name in ("bias_field", "gamma", "noise"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise error(f"augmentation.{name} is 0 or positive.", getattr(self, name))
 
     def __call__(self, image: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Augments one patch.
@@ -60,12 +86,21 @@ class Augmentation:
         image, labels = random_flip(image, labels, seeds[0], axes=self.flip_axes)
         if self.rotation_deg > 0 or self.scale > 0:
             image, labels = random_rotation(
-                image, labels, seeds[1], max_angle_deg=self.rotation_deg, max_scale=self.scale
+                image,
+                labels,
+                seeds[1],
+                max_angle_deg=self.rotation_deg,
+                max_scale=self.scale,
+                interpolation=self.interpolation,
             )
+        if self.bias_field > 0:
+            image = random_bias_field(image, _fold(seed, 1), self.bias_field)
+        if self.gamma > 0:
+            image = random_gamma(image, _fold(seed, 2), self.gamma)
         if self.intensity_scale > 0:
             low, high = 1.0 - self.intensity_scale, 1.0 + self.intensity_scale
             image = image * tf.random.stateless_uniform((), seeds[2], low, high)
-        return image, labels
+        return (random_noise(image, _fold(seed, 3), self.noise) if self.noise > 0 else image), labels
 
 
 def random_flip(
@@ -82,12 +117,27 @@ def random_flip(
 
 
 def random_rotation(
-    image: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, *, max_angle_deg: float, max_scale: float = 0.0
+    image: tf.Tensor,
+    labels: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    max_angle_deg: float,
+    max_scale: float = 0.0,
+    interpolation: str = "linear",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rotates and scales image (bilinear) and labels (nearest) in the plane of the first two axes.
+    """Rotates and scales image and labels (nearest) in the plane of the first two axes.
 
     Corners that turn in from outside hold 0 in the image and the ignore label in the labels, so that nobody
-    learns from them.
+    learns from them. The same seed turns by the same angle, whatever the interpolation.
+
+    Args:
+        image: (x, y, ..., channels) float32.
+        labels: (x, y, ...) integer.
+        seed: (2,) int.
+        max_angle_deg: uniform in [-max_angle_deg, max_angle_deg].
+        max_scale: factor uniform in [1 - max_scale, 1 + max_scale].
+        interpolation: "linear" or "cubic": the spline of ``scipy.ndimage.rotate``, cut to the range of the
+            image (alkhimova2022).
     """
     import tensorflow as tf
 
@@ -98,12 +148,76 @@ def random_rotation(
     flat_image = tf.reshape(image, (1, shape[0], shape[1], -1))  # (1, X, Y, Z*C)
     flat_labels = tf.reshape(tf.cast(labels, tf.float32), (1, shape[0], shape[1], -1))
     transform = _rotation(angle, scale, shape[0], shape[1])
-    rotated = _project(flat_image, transform, "BILINEAR", 0.0)
+    if interpolation == "cubic":
+        rotated = tf.numpy_function(_cubic, (flat_image[0], transform[0]), tf.float32)
+    else:
+        rotated = _project(flat_image, transform, "BILINEAR", 0.0)
     rotated_labels = _project(flat_labels, transform, "NEAREST", float(IGNORE_LABEL))
     return (
         tf.reshape(rotated, shape),
         tf.cast(tf.reshape(rotated_labels, labels.shape), labels.dtype),
     )
+
+
+def random_bias_field(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
+    """Multiplies an image (*spatial, channels) by a smooth positive field, the same for all channels."""
+    import tensorflow as tf
+
+    spatial = [int(size) for size in image.shape[:-1]]
+    deviation = tf.random.stateless_uniform((), _fold(seed, 0), 0.0, strength)
+    log_field = deviation * tf.random.stateless_normal([_BIAS_NODES] * len(spatial), _fold(seed, 1))
+    for size in spatial:  # the first axis goes to the back, interpolated; after the last all are in place
+        log_field = tf.tensordot(log_field, tf.constant(_between_nodes(size)), ((0,), (1,)))
+    return image * tf.exp(log_field)[..., None]
+
+
+def random_gamma(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
+    """Raises intensities to a power between exp(-strength) and exp(strength); the range stays as it is."""
+    import tensorflow as tf
+
+    power = tf.exp(tf.random.stateless_uniform((), seed, -strength, strength))
+    low, high = tf.reduce_min(image), tf.reduce_max(image)
+    width = high - low
+    return low + width * tf.pow(tf.math.divide_no_nan(image - low, width), power)
+
+
+def random_noise(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
+    """Adds normal noise whose deviation is uniform in [0, strength]."""
+    import tensorflow as tf
+
+    deviation = tf.random.stateless_uniform((), _fold(seed, 0), 0.0, strength)
+    return image + deviation * tf.random.stateless_normal(image.shape, _fold(seed, 1))
+
+
+def _fold(seed: tf.Tensor, number: int) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.random.experimental.stateless_fold_in(seed, number)
+
+
+def _between_nodes(size: int) -> np.ndarray:
+    """(size, nodes) weights that lead smoothly from node to node along an axis."""
+    at = np.linspace(0, _BIAS_NODES - 1, size)
+    first = np.minimum(at.astype(int), _BIAS_NODES - 2)
+    share = at - first
+    share = share * share * (3 - 2 * share)  # no kinks at the nodes
+    weights = np.zeros((size, _BIAS_NODES), np.float32)
+    weights[np.arange(size), first] = 1 - share
+    weights[np.arange(size), first + 1] = share
+    return weights
+
+
+def _cubic(images: np.ndarray, transform: np.ndarray) -> np.ndarray:
+    """Cubic spline of images (x, y, n) float32 at the places of `_rotation`, 0 outside, in their range."""
+    # The transform counts (column, row), the array (row, column).
+    a, b, shift_x, c, d, shift_y = transform.astype(np.float64)[:6]
+    out = np.empty_like(images)
+    for n in range(images.shape[-1]):
+        one = images[..., n]
+        turned = ndimage.affine_transform(one, [[d, c], [b, a]], (shift_y, shift_x), order=3, mode="constant")
+        low, high = min(0.0, float(one.min())), max(0.0, float(one.max()))
+        out[..., n] = np.clip(turned, low, high)
+    return out
 
 
 def _rotation(angle: tf.Tensor, scale: tf.Tensor, height: int, width: int) -> tf.Tensor:

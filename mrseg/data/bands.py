@@ -35,7 +35,7 @@ class Bands:
             rows = matrix[first : first + _ROWS]
             used = np.flatnonzero(rows.any(axis=0))
             columns = slice(used[0], used[-1] + 1) if used.size else slice(0, 1)
-            entries = np.ascontiguousarray(rows[:, columns], dtype=dtype)
+            entries: np.ndarray = np.ascontiguousarray(rows[:, columns], dtype=dtype)
             blocks.append((slice(first, first + len(rows)), columns, entries))
         return cls((matrix.shape[0], matrix.shape[1]), tuple(blocks))
 

@@ -121,7 +121,7 @@ def head_resize_grid(
 
 def _box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest pixel of the mask's shadow along z, both inclusive."""
-    shadow = mask.any(axis=2)
+    shadow = np.any(mask, axis=2)
     along = [np.flatnonzero(shadow.any(axis=1)), np.flatnonzero(shadow.any(axis=0))]
     return np.array([found[0] for found in along]), np.array([found[-1] for found in along])
 

@@ -101,9 +101,9 @@ def _normalise_slice(image: np.ndarray, variant: str, exact: list[Bands], fast: 
     exact[1].on_columns(other, wide)
     deviation = wide.astype(np.float32)
     np.subtract(image, deviation, out=image)
-    squares, other = np.square(image), deviation
-    fast[0].on_rows(squares, other)
-    fast[1].on_columns(other, squares)
+    squares, spare = np.square(image), deviation
+    fast[0].on_rows(squares, spare)
+    fast[1].on_columns(spare, squares)
     divisor = np.sqrt(squares, out=squares)
     if variant == "jarrett":
         floor = np.float32(divisor.mean(dtype=np.float64))

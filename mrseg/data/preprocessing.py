@@ -1,8 +1,8 @@
 """From a scan's own grid to the network's grid and back: orientation, resampling, normalisation.
 
 A network is trained on one kind of grid and must meet the same at prediction; `Preprocessing` is that
-promise, stored with the weights. Sources: mecheter2020 section II.B (crop), mecheter2023 section 3.2 (48 slices,
-256x256, local contrast normalisation), islam2025 section 3.1.1.
+promise, stored with the weights. Sources: mecheter2020 section II.B (crop), mecheter2023 section 3.2 (48
+slices, 256x256, local contrast normalisation), islam2025 section 3.1.1.
 """
 
 from __future__ import annotations
@@ -115,7 +115,10 @@ class Preprocessing:
         return NORMALIZATIONS[self.normalization](array.astype(np.float32, copy=False)), affine
 
     def grid_shape(self, native: Grid) -> tuple[int, ...]:
-        """Voxels of a scan's working grid, known without its values; at most these for ``foreground`` and ``head_box``."""
+        """Voxels of a scan's working grid, known without its values.
+
+        For ``foreground`` and ``head_box`` these are the most it can have.
+        """
         shape, affine = canonical_grid(native)
         if self.grid == "spacing":
             assert self.spacing_mm is not None

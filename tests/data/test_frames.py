@@ -28,7 +28,8 @@ def test_the_box_is_cut_out_of_the_scan_s_own_voxels():
 
 
 def test_a_window_that_sticks_out_is_moved_back_and_a_larger_one_is_padded_evenly():
-    # x: centre 34.5, 56 pixels would begin at 7 and end at 63 of 60, so it begins at 4; y: 54 of 50, 2 outside
+    # x: centre 34.5, 56 pixels would begin at 7 and end at 63 of 60, so they begin at 4
+    # y: 54 pixels of 50, 2 outside at each end
     image, affine = head()
     shape, moved = head_box_grid((image, affine), (56, 54))
     cut = resample((image, affine), shape, moved)
