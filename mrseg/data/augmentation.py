@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 #: How a rotation reads between voxels: linear in TensorFlow, cubic spline in SciPy (slower).
 INTERPOLATIONS = ("linear", "cubic")
+_ROWS = 8  # values of a pixel from which whole rows of them are read, faster than TensorFlow's own kernel
 _BIAS_NODES = 4  # of the coarse grid along each axis that a bias field is drawn on
 
 
@@ -110,10 +111,13 @@ def random_flip(
     import tensorflow as tf
 
     coins = tf.random.stateless_uniform((3,), seed) < 0.5
-    for axis in axes:
-        image = tf.where(coins[axis], tf.reverse(image, [axis]), image)
-        labels = tf.where(coins[axis], tf.reverse(labels, [axis]), labels)
-    return image, labels
+    named = [axis in axes for axis in range(len(labels.shape))]
+    dims = tf.logical_and(coins[: len(named)], named)
+    # One copy at most, and none of what stays: tf.reverse knows its axes only when the graph is made.
+    return (
+        tf.raw_ops.Reverse(tensor=image, dims=tf.concat([dims, [False]], 0)),
+        tf.raw_ops.Reverse(tensor=labels, dims=dims),
+    )
 
 
 def random_rotation(
@@ -146,17 +150,14 @@ def random_rotation(
     scale = tf.random.stateless_uniform((), other_seed, 1.0 - max_scale, 1.0 + max_scale)
     shape = image.shape
     flat_image = tf.reshape(image, (1, shape[0], shape[1], -1))  # (1, X, Y, Z*C)
-    flat_labels = tf.reshape(tf.cast(labels, tf.float32), (1, shape[0], shape[1], -1))
+    flat_labels = tf.reshape(labels, (1, shape[0], shape[1], -1))
     transform = _rotation(angle, scale, shape[0], shape[1])
     if interpolation == "cubic":
         rotated = tf.numpy_function(_cubic, (flat_image[0], transform[0]), tf.float32)
     else:
         rotated = _project(flat_image, transform, "BILINEAR", 0.0)
-    rotated_labels = _project(flat_labels, transform, "NEAREST", float(IGNORE_LABEL))
-    return (
-        tf.reshape(rotated, shape),
-        tf.cast(tf.reshape(rotated_labels, labels.shape), labels.dtype),
-    )
+    rotated_labels = _project(flat_labels, transform, "NEAREST", IGNORE_LABEL)
+    return tf.reshape(rotated, shape), tf.reshape(rotated_labels, labels.shape)
 
 
 def random_bias_field(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
@@ -233,13 +234,63 @@ def _rotation(angle: tf.Tensor, scale: tf.Tensor, height: int, width: int) -> tf
 
 
 def _project(images: tf.Tensor, transform: tf.Tensor, interpolation: str, fill: float) -> tf.Tensor:
+    """Images (1, x, y, n) read at the places of `_rotation`, ``fill`` outside; of the images' type."""
     import tensorflow as tf
 
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
+    if images.shape[3] >= _ROWS:
+        read = _read_linear if interpolation == "BILINEAR" else _read_nearest
+        return read(images[0], transform[0], fill)[None]
+    projected = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(images, tf.float32),
         transforms=transform,
         output_shape=images.shape[1:3],
-        fill_value=fill,
+        fill_value=float(fill),
         interpolation=interpolation,
         fill_mode="CONSTANT",
     )
+    return tf.cast(projected, images.dtype)
+
+
+def _places(transform: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Row and column, each (x * y) float32, where every output pixel is read."""
+    import tensorflow as tf
+
+    row, column = tf.range(height, dtype=tf.float32)[:, None], tf.range(width, dtype=tf.float32)
+    across = transform[0] * column + transform[1] * row + transform[2]
+    down = transform[3] * column + transform[4] * row + transform[5]
+    return tf.reshape(down, [-1]), tf.reshape(across, [-1])
+
+
+def _read_linear(images: tf.Tensor, transform: tf.Tensor, fill: float) -> tf.Tensor:
+    import tensorflow as tf
+
+    height, width, count = images.shape
+    rows = tf.reshape(images, (height * width, count))
+    rows = tf.concat([rows, tf.fill((1, count), tf.cast(fill, rows.dtype))], 0)  # the last one is outside
+    down, across = _places(transform, height, width)
+    top, left = tf.floor(down), tf.floor(across)
+    total = tf.zeros((height * width, count), rows.dtype)
+    for row, row_weight in ((top, 1 + top - down), (top + 1, down - top)):
+        for column, column_weight in ((left, 1 + left - across), (left + 1, across - left)):
+            index = _index(row, column, height, width)
+            total += tf.gather(rows, index) * (row_weight * column_weight)[:, None]
+    return tf.reshape(total, images.shape)
+
+
+def _read_nearest(images: tf.Tensor, transform: tf.Tensor, fill: float) -> tf.Tensor:
+    import tensorflow as tf
+
+    height, width, count = images.shape
+    rows = tf.reshape(images, (height * width, count))
+    rows = tf.concat([rows, tf.fill((1, count), tf.cast(fill, rows.dtype))], 0)
+    down, across = _places(transform, height, width)
+    index = _index(tf.floor(down + 0.5), tf.floor(across + 0.5), height, width)
+    return tf.reshape(tf.gather(rows, index), images.shape)
+
+
+def _index(row: tf.Tensor, column: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Number of a pixel, or that after the last one for what lies outside."""
+    import tensorflow as tf
+
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return tf.where(inside, tf.cast(row, tf.int32) * width + tf.cast(column, tf.int32), height * width)

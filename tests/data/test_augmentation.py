@@ -119,6 +119,29 @@ def bump(shape=(31, 31)):
     return np.exp(-6 * ((x - 0.2) ** 2 + 2 * y**2)).astype(np.float32)
 
 
+@pytest.mark.parametrize("interpolation", ["BILINEAR", "NEAREST"])
+@pytest.mark.parametrize("angle", [0.0, 0.2, -0.7, np.pi / 2])
+def test_whole_rows_are_read_as_tensorflow_s_kernel_reads_single_values(interpolation, angle):
+    images = np.random.default_rng(0).random((1, 21, 17, 12)).astype(np.float32)
+    turn = augmentation._rotation(tf.constant(angle, tf.float32), tf.constant(1.07), 21, 17)
+    many = augmentation._project(tf.constant(images), turn, interpolation, 5.0).numpy()
+    for n in range(0, 12, 3):  # fewer than 8 go to the kernel
+        few = augmentation._project(tf.constant(images[..., n : n + 3]), turn, interpolation, 5.0).numpy()
+        # coordinates up to 20 in float32: about 2e-6 of a voxel, times a slope of at most 5
+        np.testing.assert_allclose(many[..., n : n + 3], few, atol=5e-5)
+
+
+def test_labels_of_a_volume_turn_as_those_of_its_slices():
+    labels = tf.constant(np.random.default_rng(0).integers(0, 3, (20, 22, 10)).astype(np.uint8))
+    image = tf.cast(labels, tf.float32)[..., None]
+    volume = random_rotation(image, labels, seed(3), max_angle_deg=40.0)
+    assert volume[1].dtype == tf.uint8 and 255 in volume[1].numpy()
+    for z in (0, 9):
+        one = random_rotation(image[:, :, z], labels[:, :, z], seed(3), max_angle_deg=40.0)
+        np.testing.assert_array_equal(volume[1][..., z], one[1])
+        np.testing.assert_allclose(volume[0][:, :, z], one[0], atol=5e-5)
+
+
 def test_cubic_rotation_is_scipy_s_and_turns_as_the_linear_one():
     image = np.stack([bump(), bump()[::-1]], -1)
     for angle in (12.0, -7.5):
