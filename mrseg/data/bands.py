@@ -1,18 +1,25 @@
 """Banded matrices along an axis of an array, as small matrix products: smoothing windows, linear resampling.
 
-A window of 17 weights costs a product with blocks of 32 rows less than a loop over the weights, since the
-blocks stay in the processor's cache and its matrix units work on them.
+A window of 17 weights costs less as a product with blocks of 16 rows than as a loop over the weights: the
+blocks stay in the processor's cache. Every product is too small for BLAS to start threads of its own, whose
+waiting costs more than they bring where other work runs; `shared` deals blocks out instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import ndimage
 
-_ROWS = 32  # of a block; larger ones multiply more zeros (and wake the threads of BLAS)
+T = TypeVar("T")
+
+_ROWS = 16  # of a block; larger ones multiply more zeros
+_PRODUCTS = 1 << 18  # of numbers in one call, from which OpenBLAS would start its threads
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Bands:
 
     @classmethod
     def of(cls, matrix: np.ndarray, dtype: type) -> Bands:
-        """Cuts a matrix (m, n) into blocks of 32 rows."""
+        """Cuts a matrix (m, n) into blocks of 16 rows."""
         blocks = []
         for first in range(0, len(matrix), _ROWS):
             rows = matrix[first : first + _ROWS]
@@ -42,34 +49,51 @@ class Bands:
     def on_rows(self, array: np.ndarray, out: np.ndarray) -> None:
         """``matrix @ array`` for an array (n, k), into ``out`` (m, k)."""
         for rows, columns, entries in self.blocks:
-            np.matmul(entries, array[columns], out=out[rows])
+            some = max(1, _PRODUCTS // entries.size)
+            for at in range(0, array.shape[1], some):
+                np.matmul(entries, array[columns, at : at + some], out=out[rows, at : at + some])
 
     def on_columns(self, array: np.ndarray, out: np.ndarray) -> None:
         """``array @ matrix.T`` for an array (k, n), into ``out`` (k, m)."""
         for rows, columns, entries in self.blocks:
-            np.matmul(array[:, columns], entries.T, out=out[:, rows])
+            some = max(1, _PRODUCTS // entries.size)
+            for at in range(0, len(array), some):
+                np.matmul(array[at : at + some, columns], entries.T, out=out[at : at + some, rows])
 
-    def along(self, array: np.ndarray, axis: int) -> np.ndarray:
-        """The matrix times every line of an array (x, y, z) along ``axis``, in the array's type.
 
-        Args:
-            array: C-contiguous, n voxels along ``axis``.
-            axis: 0, 1 or 2.
+def multiply_axes(bands: Sequence[Bands], array: np.ndarray) -> np.ndarray:
+    """A matrix for each axis times an array (x, y, z), some planes at a time.
 
-        Returns:
-            A new array with m voxels along ``axis``.
-        """
-        shape = list(array.shape)
-        shape[axis] = self.shape[0]
-        out = np.empty(shape, array.dtype)
-        if axis == 0:
-            self.on_rows(array.reshape(len(array), -1), out.reshape(len(out), -1))
-        elif axis == 1:
-            for before, after in zip(array, out, strict=True):
-                self.on_rows(before, after)
-        else:
-            self.on_columns(array.reshape(-1, array.shape[-1]), out.reshape(-1, shape[-1]))
-        return out
+    Args:
+        bands: three, with as many columns as the array has voxels along x, y and z.
+        array: C-contiguous.
+
+    Returns:
+        A new array of the same type, with as many voxels as the matrices have rows.
+    """
+    first, second, third = bands
+    out = np.empty([one.shape[0] for one in bands], array.dtype)
+    flat = array.reshape(len(array), -1)
+
+    def work(block: tuple[slice, slice, np.ndarray]) -> None:
+        rows, columns, entries = block
+        planes = np.empty((len(entries), flat.shape[1]), array.dtype)
+        own = Bands((len(entries), entries.shape[1]), ((slice(None), slice(None), entries),))
+        own.on_rows(flat[columns], planes)
+        between = np.empty((second.shape[0], array.shape[2]), array.dtype)
+        for plane, target in zip(planes.reshape(-1, *array.shape[1:]), out[rows], strict=True):
+            second.on_rows(plane, between)
+            third.on_columns(between, target)
+
+    shared(work, first.blocks)
+    return out
+
+
+def shared(work: Callable[[T], None], parts: Iterable[T]) -> None:
+    """Calls ``work`` for every part, on up to four cores; each part writes what no other does."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(work, parts):
+            pass
 
 
 def window_matrix(window: Sequence[float] | np.ndarray, size: int) -> np.ndarray:

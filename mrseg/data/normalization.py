@@ -7,14 +7,12 @@ Eq. 1).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from mrseg._checks import choice, error
-from mrseg.data.bands import Bands, window_matrix
+from mrseg.data.bands import Bands, shared, window_matrix
 
 VARIANTS = ("jarrett", "fileexchange", "pinto")
 _SLICES = 16  # that are normalised together: 64 bytes side by side where slices lie along the last axis
@@ -72,8 +70,7 @@ def lcn(image: np.ndarray, *, sigma: float = 4.0, variant: str = "jarrett", axis
             _normalise_slice(one, variant, *bands)
         turned[first : first + _SLICES] = some
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        list(pool.map(normalise, range(0, len(slices), _SLICES)))
+    shared(normalise, range(0, len(slices), _SLICES))
     return result
 
 
@@ -137,46 +134,58 @@ def quantile_zscore(image: np.ndarray) -> np.ndarray:
         Islam and Tabassum 2025, Preprocessing, Eq. 1.
     """
     image = _finite(image)
-    values = np.compress((image > 0).reshape(-1), image.reshape(-1))
+    foreground = image > 0
+    values = image[foreground]
     if values.size == 0 or image.min() < 0:
         raise error(
             "quantile_zscore takes an image that is 0 in the background and positive elsewhere.",
             f"values from {image.min():g} to {image.max():g}" if image.size else "an empty array",
             "Clip at 0 first, or use another normalization.",
         )
-    lower, upper = quantiles(values, (0.25, 0.75))
-    count, mean, std = _moments(values, lower, upper)
-    if std == 0:
+    lower, upper = (_bracketed(values, share) for share in (0.25, 0.75))
+    # The outermost values of the middle half: the quartiles themselves, or the next inside.
+    low, high = lower[1] if lower[2] else lower[0], upper[0]
+    count, mean, std = _moments(values, low, high)
+    if low == high:
         raise error(
             "quantile_zscore takes an image whose foreground varies.",
-            f"{count} of {values.size} positive voxels equal to {mean:g}",
+            f"{count} of {values.size} positive voxels equal to {low:g}",
             "Check that this is an image, not a mask.",
         )
     result = np.empty(image.shape, np.float32)
-    flat, scores = image.reshape(-1), result.reshape(-1)
-    for first in range(0, flat.size, _VOXELS):
-        some = flat[first : first + _VOXELS]
-        # In float64 up to the last step: values far from 0 keep their differences.
-        wide = np.subtract(some, mean, dtype=np.float64)
-        np.multiply(wide, 1 / std, out=scores[first : first + _VOXELS], casting="same_kind")
-        np.copyto(scores[first : first + _VOXELS], 0, where=some == 0)
+    # The mean as a sum of two float32: values far from 0 keep their differences.
+    coarse = np.float32(mean)
+    fine, factor = np.float32(mean - coarse), np.float32(1 / std)
+    parts = (array.reshape(-1) for array in (image, ~foreground, result))
+    for some, outside, scores in zip(*(_chunks(part) for part in parts), strict=True):
+        np.subtract(some, coarse, out=scores)
+        scores -= fine
+        scores *= factor
+        np.copyto(scores, 0, where=outside)
     return result
 
 
-def _moments(values: np.ndarray, lower: float, upper: float) -> tuple[int, float, float]:
-    """Number, mean and (population) deviation of the values in [lower, upper], of which there are some."""
-    # float32 beside the limits decides as they would: the next one inside.
-    low, high = np.float32(lower), np.float32(upper)
-    low = low if low >= lower else np.nextafter(low, np.float32(np.inf))
-    high = high if high <= upper else np.nextafter(high, np.float32(-np.inf))
-    # np.compress: a mask as an index costs four times as much where it changes often
-    middle = np.compress((values >= low) & (values <= high), values)
-    centre, total, squares = float(middle[0]), 0.0, 0.0  # near all of them, so that no digit is lost
-    for first in range(0, middle.size, _VOXELS):
-        apart = middle[first : first + _VOXELS].astype(np.float64) - centre
-        total, squares = total + float(apart.sum()), squares + float(np.dot(apart, apart))
-    mean = total / middle.size
-    return middle.size, centre + mean, math.sqrt(max(0.0, squares / middle.size - mean * mean))
+def _chunks(flat: np.ndarray) -> list[np.ndarray]:
+    """Pieces of an array (n,) that stay in the processor's cache."""
+    return [flat[first : first + _VOXELS] for first in range(0, flat.size, _VOXELS)]
+
+
+def _moments(values: np.ndarray, low: float, high: float) -> tuple[int, float, float]:
+    """Number, mean and (population) deviation of those values that lie in [low, high]."""
+    # Values outside are clipped, and what they add is taken off again: faster than to pick the others out.
+    low, high = np.float32(low), np.float32(high)
+    centre = float(low)  # near all of them, so that no digit is lost
+    below = above = 0
+    total = squares = 0.0
+    for some in _chunks(values):
+        below += np.count_nonzero(some < low)
+        above += np.count_nonzero(some > high)
+        apart = np.subtract(np.clip(some, low, high), centre, dtype=np.float64)
+        total += float(apart.sum())
+        squares += float(np.square(apart, out=apart).sum())
+    reach, count = float(high) - centre, values.size - below - above
+    mean = (total - above * reach) / count
+    return count, centre + mean, math.sqrt(max(0.0, (squares - above * reach**2) / count - mean**2))
 
 
 def quantiles(values: np.ndarray, shares: Sequence[float]) -> list[float]:
@@ -188,21 +197,24 @@ def quantiles(values: np.ndarray, shares: Sequence[float]) -> list[float]:
         values: (n,) finite, at least one.
         shares: in [0, 1], 0.25 for the lower quartile.
     """
+    found = (_bracketed(values, share) for share in shares)
+    return [one + (next_one - one) * part for one, next_one, part in found]
+
+
+def _bracketed(values: np.ndarray, share: float) -> tuple[float, float, float]:
+    """The two values that a quantile lies between, and which part of the way it lies, in [0, 1)."""
+    rank = share * (values.size - 1)
+    part = rank - int(rank)
     sample = np.sort(values[:: max(1, values.size // _SAMPLE)])
-    found = []
-    for share in shares:
-        rank = share * (values.size - 1)
-        place = int(share * (len(sample) - 1))
-        low, high = sample[max(0, place - _MARGIN)], sample[min(len(sample) - 1, place + _MARGIN)]
-        below = values < low
-        inside = np.sort(np.compress((values <= high) ^ below, values))
-        at = int(rank) - np.count_nonzero(below)
-        if not 0 <= at < len(inside) - 1:  # a sample that misleads, or the very end
-            found.append(float(np.quantile(values.astype(np.float64), share)))
-            continue
-        one, next_one = float(inside[at]), float(inside[at + 1])
-        found.append(one + (next_one - one) * (rank - int(rank)))
-    return found
+    place = int(share * (len(sample) - 1))
+    low, high = sample[max(0, place - _MARGIN)], sample[min(len(sample) - 1, place + _MARGIN)]
+    below = values < low
+    # np.compress: a mask as an index costs several times as much where it changes often
+    inside = np.sort(np.compress((values <= high) ^ below, values))
+    at = int(rank) - np.count_nonzero(below)
+    if not 0 <= at < len(inside) - 1:  # a sample that misleads, or the very end
+        inside, at = np.sort(values), int(rank)
+    return float(inside[at]), float(inside[min(at + 1, len(inside) - 1)]), part
 
 
 def min_max(image: np.ndarray) -> np.ndarray:
