@@ -34,6 +34,11 @@ class Bands:
     shape: tuple[int, int]
     blocks: tuple[tuple[slice, slice, np.ndarray], ...]
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the entries."""
+        return self.blocks[0][2].dtype
+
     @classmethod
     def of(cls, matrix: np.ndarray, dtype: type) -> Bands:
         """Cuts a matrix (m, n) into blocks of 16 rows."""

@@ -55,17 +55,22 @@ def lcn(image: np.ndarray, *, sigma: float = 4.0, variant: str = "jarrett", axis
         Exchange); Pinto et al. 2008 (PLoS Computational Biology 4:e27).
     """
     window = lcn_window(variant, sigma)
-    image = _finite(image)
+    image, _, _ = _finite(image)
     if image.ndim != 3 or not -3 <= axis < 3:
         raise error("lcn takes an image (x, y, z) and an axis of it.", f"shape {image.shape}, axis {axis}")
     slices = np.moveaxis(image, axis, 0)
     result = np.empty_like(image)
     turned = np.moveaxis(result, axis, 0)
     rows, columns = (window_matrix(window, size) for size in slices.shape[1:])
-    bands = [[Bands.of(matrix, dtype) for matrix in (rows, columns)] for dtype in (np.float64, np.float32)]
+    # Without a floor under the divisor, a mean that is off by its last digit would become 1.
+    exact = np.float64 if variant == "fileexchange" else np.float32
+    bands = [[Bands.of(matrix, dtype) for matrix in (rows, columns)] for dtype in (exact, np.float32)]
 
     def normalise(first: int) -> None:
-        some = np.array(slices[first : first + _SLICES], order="C")  # (n, x, y)
+        part = slices[first : first + _SLICES]
+        some = np.empty(part.shape, np.float32)  # (n, x, y), contiguous
+        for x in range(part.shape[1]):  # row by row: what lies side by side is read once
+            some[:, x] = part[:, x]
         for one in some:
             _normalise_slice(one, variant, *bands)
         turned[first : first + _SLICES] = some
@@ -92,13 +97,14 @@ def lcn_window(variant: str, sigma: float) -> np.ndarray:
 
 def _normalise_slice(image: np.ndarray, variant: str, exact: list[Bands], fast: list[Bands]) -> None:
     """Normalises a contiguous slice (x, y) float32 in its place."""
-    # The mean in float64: what is constant under the window leaves exactly 0.
-    wide, other = image.astype(np.float64), np.empty(image.shape)
+    image -= image[0, 0]  # most often air: what is constant leaves exactly 0, and an offset no error
+    wide = image.astype(exact[0].dtype)
+    other = np.empty_like(wide)
     exact[0].on_rows(wide, other)
     exact[1].on_columns(other, wide)
-    deviation = wide.astype(np.float32)
-    np.subtract(image, deviation, out=image)
-    squares, spare = np.square(image), deviation
+    spare = wide.astype(np.float32, copy=False)
+    np.subtract(image, spare, out=image)
+    squares = np.square(image)
     fast[0].on_rows(squares, spare)
     fast[1].on_columns(spare, squares)
     divisor = np.sqrt(squares, out=squares)
@@ -133,13 +139,13 @@ def quantile_zscore(image: np.ndarray) -> np.ndarray:
     Reference:
         Islam and Tabassum 2025, Preprocessing, Eq. 1.
     """
-    image = _finite(image)
+    image, least, most = _finite(image)
     foreground = image > 0
     values = image[foreground]
-    if values.size == 0 or image.min() < 0:
+    if values.size == 0 or least < 0:
         raise error(
             "quantile_zscore takes an image that is 0 in the background and positive elsewhere.",
-            f"values from {image.min():g} to {image.max():g}" if image.size else "an empty array",
+            f"values from {least:g} to {most:g}" if image.size else "an empty array",
             "Clip at 0 first, or use another normalization.",
         )
     lower, upper = (_bracketed(values, share) for share in (0.25, 0.75))
@@ -152,16 +158,14 @@ def quantile_zscore(image: np.ndarray) -> np.ndarray:
             f"{count} of {values.size} positive voxels equal to {low:g}",
             "Check that this is an image, not a mask.",
         )
-    result = np.empty(image.shape, np.float32)
     # The mean as a sum of two float32: values far from 0 keep their differences.
     coarse = np.float32(mean)
-    fine, factor = np.float32(mean - coarse), np.float32(1 / std)
-    parts = (array.reshape(-1) for array in (image, ~foreground, result))
-    for some, outside, scores in zip(*(_chunks(part) for part in parts), strict=True):
-        np.subtract(some, coarse, out=scores)
-        scores -= fine
-        scores *= factor
-        np.copyto(scores, 0, where=outside)
+    for some in _chunks(values):
+        some -= coarse
+        some -= np.float32(mean - coarse)
+        some *= np.float32(1 / std)
+    result = np.zeros(image.shape, np.float32)
+    result[foreground] = values
     return result
 
 
@@ -229,10 +233,9 @@ def min_max(image: np.ndarray) -> np.ndarray:
     Raises:
         InputError: NaN or infinite voxels, or a constant image.
     """
-    image = _finite(image)
-    if image.size == 0 or image.min() == image.max():
+    image, low, high = _finite(image)
+    if image.size == 0 or low == high:
         raise error("min_max takes an image that is not constant.", "a constant or empty image")
-    low, high = float(image.min()), float(image.max())
     return ((image.astype(np.float64) - low) / (high - low)).astype(np.float32)
 
 
@@ -254,7 +257,7 @@ def histogram_equalization(image: np.ndarray) -> np.ndarray:
     Reference:
         Xu, Geraud, Bloch 2017, section 2.1 (named there without a formula; this is the textbook's).
     """
-    image = _finite(image)
+    image, _, _ = _finite(image)
     _, level, count = np.unique(image, return_inverse=True, return_counts=True)
     if len(count) < 2:
         raise error("histogram_equalization takes an image that is not constant.", "a constant image")
@@ -275,14 +278,17 @@ NORMALIZATIONS: dict[str, Callable[..., np.ndarray]] = {
 _CUT_AT_SIGMA = {"jarrett": 2.0, "fileexchange": 1.645}
 
 
-def _finite(image: np.ndarray) -> np.ndarray:
+def _finite(image: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """The image as float32, its lowest and its highest value (NaN if it is empty)."""
     image = np.asarray(image, dtype=np.float32)
+    if not image.size:
+        return image, math.nan, math.nan
     # NaN reaches the minimum, infinity one of the two: faster than to look at every voxel.
-    if image.size and not (math.isfinite(image.min()) and math.isfinite(image.max())):
-        broken = np.count_nonzero(~np.isfinite(image))
+    low, high = float(image.min()), float(image.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise error(
             "An image to normalise has finite voxels.",
-            f"{broken} NaN or infinite voxels",
+            f"{np.count_nonzero(~np.isfinite(image))} NaN or infinite voxels",
             "Replace them first: 0 outside an MR image's field of view.",
         )
-    return image
+    return image, low, high

@@ -121,14 +121,20 @@ def bump(shape=(31, 31)):
 
 @pytest.mark.parametrize("interpolation", ["BILINEAR", "NEAREST"])
 @pytest.mark.parametrize("angle", [0.0, 0.2, -0.7, np.pi / 2])
-def test_whole_rows_are_read_as_tensorflow_s_kernel_reads_single_values(interpolation, angle):
-    images = np.random.default_rng(0).random((1, 21, 17, 12)).astype(np.float32)
+@pytest.mark.parametrize("count", [1, 12])
+def test_images_are_read_as_by_tensorflow_s_kernel(interpolation, angle, count):
+    images = tf.constant(np.random.default_rng(0).random((1, 21, 17, count)).astype(np.float32))
     turn = augmentation._rotation(tf.constant(angle, tf.float32), tf.constant(1.07), 21, 17)
-    many = augmentation._project(tf.constant(images), turn, interpolation, 5.0).numpy()
-    for n in range(0, 12, 3):  # fewer than 8 go to the kernel
-        few = augmentation._project(tf.constant(images[..., n : n + 3]), turn, interpolation, 5.0).numpy()
-        # coordinates up to 20 in float32: about 2e-6 of a voxel, times a slope of at most 5
-        np.testing.assert_allclose(many[..., n : n + 3], few, atol=5e-5)
+    expected = tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=turn,
+        output_shape=(21, 17),
+        fill_value=5.0,
+        interpolation=interpolation,
+        fill_mode="CONSTANT",
+    )
+    # coordinates up to 20 in float32: about 2e-6 of a voxel, times a slope of at most 5
+    np.testing.assert_allclose(augmentation._project(images, turn, interpolation, 5.0), expected, atol=5e-5)
 
 
 def test_labels_of_a_volume_turn_as_those_of_its_slices():

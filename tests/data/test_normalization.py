@@ -339,3 +339,10 @@ def test_slices_beyond_one_chunk_and_any_order_in_memory_are_normalised_alike():
     np.testing.assert_array_equal(lcn(np.asfortranarray(image)), expected)
     np.testing.assert_array_equal(lcn(image[:, :, ::-1])[:, :, ::-1], expected)
     np.testing.assert_array_equal(lcn(image[..., 35:]), expected[..., 35:])
+
+
+@pytest.mark.parametrize(("variant", "most"), [("jarrett", 1e-5), ("fileexchange", 0), ("pinto", 1e-4)])
+def test_what_is_constant_under_the_windows_is_not_blown_up(variant, most):
+    image = noise((120, 60, 2))
+    image[40:, :, 0] = 207.3  # two windows of radius 8 from 56 on
+    assert np.abs(lcn(image, variant=variant)[56:, :, 0]).max() <= most
