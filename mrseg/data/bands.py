@@ -18,7 +18,6 @@ from scipy import ndimage
 
 T = TypeVar("T")
 
-_ROWS = 16  # of a block; larger ones multiply more zeros
 _PRODUCTS = 1 << 18  # of numbers in one call, from which OpenBLAS would start its threads
 
 
@@ -40,15 +39,15 @@ class Bands:
         return self.blocks[0][2].dtype
 
     @classmethod
-    def of(cls, matrix: np.ndarray, dtype: type) -> Bands:
-        """Cuts a matrix (m, n) into blocks of 16 rows."""
+    def of(cls, matrix: np.ndarray, dtype: type, rows: int = 16) -> Bands:
+        """Cuts a matrix (m, n) into blocks of so many rows; larger ones multiply more zeros in fewer calls."""
         blocks = []
-        for first in range(0, len(matrix), _ROWS):
-            rows = matrix[first : first + _ROWS]
-            used = np.flatnonzero(rows.any(axis=0))
+        for first in range(0, len(matrix), rows):
+            some = matrix[first : first + rows]
+            used = np.flatnonzero(some.any(axis=0))
             columns = slice(used[0], used[-1] + 1) if used.size else slice(0, 1)
-            entries: np.ndarray = np.ascontiguousarray(rows[:, columns], dtype=dtype)
-            blocks.append((slice(first, first + len(rows)), columns, entries))
+            entries: np.ndarray = np.ascontiguousarray(some[:, columns], dtype=dtype)
+            blocks.append((slice(first, first + len(some)), columns, entries))
         return cls((matrix.shape[0], matrix.shape[1]), tuple(blocks))
 
     def on_rows(self, array: np.ndarray, out: np.ndarray) -> None:

@@ -398,7 +398,7 @@ def _sample_aligned(
         matrix = _linear_matrix(size, shape[axis], step[axis, axis], step[axis, 3])
         if sigma[axis]:
             matrix = matrix @ ndimage.gaussian_filter1d(np.eye(size), sigma[axis], axis=0, mode="nearest")
-        bands.append(Bands.of(matrix, np.float32))
+        bands.append(Bands.of(matrix, np.float32, 24))
     return multiply_axes(bands, np.ascontiguousarray(array))
 
 
@@ -442,7 +442,9 @@ def _outside(step: np.ndarray, shape: tuple[int, ...], source_shape: tuple[int, 
     for row, size in zip(step[:3], source_shape, strict=True):
         # Zero entries are skipped: for aligned axes the coordinate stays one-dimensional.
         coordinate = sum((row[j] * index[j] for j in range(3) if row[j]), start=np.full((1, 1, 1), row[3]))
-        outside = outside | (coordinate < -0.5 - 1e-6) | (coordinate > size - 0.5 + 1e-6)
+        beyond = (coordinate < -0.5 - 1e-6) | (coordinate > size - 0.5 + 1e-6)
+        if beyond.any():
+            outside = outside | beyond
     return outside
 
 
