@@ -40,7 +40,7 @@ class Bands:
 
     @classmethod
     def of(cls, matrix: np.ndarray, dtype: type, rows: int = 16) -> Bands:
-        """Cuts a matrix (m, n) into blocks of so many rows; larger ones multiply more zeros in fewer calls."""
+        """Cuts a matrix (m, n) into blocks of so many rows: larger ones, more zeros, fewer calls."""
         blocks = []
         for first in range(0, len(matrix), rows):
             some = matrix[first : first + rows]

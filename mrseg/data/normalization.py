@@ -175,19 +175,18 @@ def _chunks(flat: np.ndarray) -> list[np.ndarray]:
 
 
 def _moments(values: np.ndarray, low: float, high: float) -> tuple[int, float, float]:
-    """Number, mean and (population) deviation of those values that lie in [low, high]."""
+    """Number, mean and (population) deviation of those values in [low, high], which are float32 both."""
     # Values outside are clipped, and what they add is taken off again: faster than to pick the others out.
-    low, high = np.float32(low), np.float32(high)
-    centre = float(low)  # near all of them, so that no digit is lost
+    centre = low  # near all of them, so that no digit is lost
     below = above = 0
     total = squares = 0.0
     for some in _chunks(values):
-        below += np.count_nonzero(some < low)
-        above += np.count_nonzero(some > high)
+        below += int(np.count_nonzero(some < low))
+        above += int(np.count_nonzero(some > high))
         apart = np.subtract(np.clip(some, low, high), centre, dtype=np.float64)
         total += float(apart.sum())
         squares += float(np.square(apart, out=apart).sum())
-    reach, count = float(high) - centre, values.size - below - above
+    reach, count = high - centre, values.size - below - above
     mean = (total - above * reach) / count
     return count, centre + mean, math.sqrt(max(0.0, (squares - above * reach**2) / count - mean**2))
 
@@ -215,7 +214,7 @@ def _bracketed(values: np.ndarray, share: float) -> tuple[float, float, float]:
     below = values < low
     # np.compress: a mask as an index costs several times as much where it changes often
     inside = np.sort(np.compress((values <= high) ^ below, values))
-    at = int(rank) - np.count_nonzero(below)
+    at = int(rank) - int(np.count_nonzero(below))
     if not 0 <= at < len(inside) - 1:  # a sample that misleads, or the very end
         inside, at = np.sort(values), int(rank)
     return float(inside[at]), float(inside[min(at + 1, len(inside) - 1)]), part
