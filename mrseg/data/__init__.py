@@ -14,6 +14,8 @@ __getattr__, __dir__, __all__ = attach(
         "io": ["Series", "read_ct", "read_labels", "read_series", "read_volume"],
         "writing": ["write_labels", "write_volume"],
         "cases": ["Case", "read_cases", "select", "split_by_subject", "write_cases"],
+        "frames": ["head_box_grid", "head_resize_grid"],
+        "bias": ["bias_correction", "bias_field"],
         "motion": ["correct_motion"],
         "labels": [
             "class_colours", "class_fractions", "hu_to_labels", "merge_labels", "relabel",

@@ -16,6 +16,7 @@ from nibabel import affines, orientations
 from scipy import ndimage
 
 from mrseg._checks import error, positive_ints
+from mrseg.data.bands import Bands, multiply_axes
 
 #: ``(array, affine)``: array (x, y, z), affine 4x4 float64, voxel index -> RAS+ world in mm.
 Volume = tuple[np.ndarray, np.ndarray]
@@ -189,7 +190,9 @@ def resample(
         result = _sample(array, step, shape, 0)
     else:
         result = _interpolate(np.asarray(array, dtype=np.float32), step, shape, antialias)
-    result[_outside(step, shape, array.shape)] = fill
+    outside = _outside(step, shape, array.shape)
+    if outside.any():
+        np.copyto(result, np.asarray(fill, result.dtype), where=outside)
     return result
 
 
@@ -367,7 +370,13 @@ def _interpolate(array: np.ndarray, step: np.ndarray, shape: tuple[int, ...], an
     sigma = np.sqrt(np.maximum(coarsening**2 - 1, 0)) / _FWHM_PER_SIGMA
     sigma[coarsening < 1.001] = 0
 
+    matrix = step[:3, :3]
+    aligned = np.array_equal(matrix, np.diag(np.diag(matrix)))
+
     def sampled(values: np.ndarray) -> np.ndarray:
+        # An infinite value would reach every voxel of its block.
+        if aligned and values.size and math.isfinite(values.min()) and math.isfinite(values.max()):
+            return _sample_aligned(values, step, shape, sigma if antialias else np.zeros(3))
         if antialias and sigma.any():
             values = ndimage.gaussian_filter(values, sigma, mode="nearest")
         return _sample(values, step, shape, 1)
@@ -380,11 +389,43 @@ def _interpolate(array: np.ndarray, step: np.ndarray, shape: tuple[int, ...], an
     return np.where(weight >= 0.5, total / np.maximum(weight, 0.5), np.float32(np.nan))
 
 
+def _sample_aligned(
+    array: np.ndarray, step: np.ndarray, shape: tuple[int, ...], sigma: np.ndarray
+) -> np.ndarray:
+    """Trilinear sampling along aligned axes, after blurring by ``sigma``: one banded matrix for each axis."""
+    bands = []
+    for axis, size in enumerate(array.shape):
+        matrix = _linear_matrix(size, shape[axis], step[axis, axis], step[axis, 3])
+        if sigma[axis]:
+            matrix = matrix @ ndimage.gaussian_filter1d(np.eye(size), sigma[axis], axis=0, mode="nearest")
+        bands.append(Bands.of(matrix, np.float32, 24))
+    return multiply_axes(bands, np.ascontiguousarray(array))
+
+
+def _linear_matrix(size: int, new_size: int, scale: float, offset: float) -> np.ndarray:
+    """(new_size, size) weights that read at ``scale * i + offset``; the outer values continue outwards."""
+    at = np.clip(scale * np.arange(new_size) + offset, 0, size - 1)
+    first = np.floor(at).astype(np.intp)
+    matrix = np.zeros((new_size, size))
+    rows = np.arange(new_size)
+    matrix[rows, np.minimum(first + 1, size - 1)] = at - first
+    matrix[rows, first] += 1 - (at - first)
+    return matrix
+
+
 def _sample(array: np.ndarray, step: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
     """Samples at ``step @ index``; the outer voxels' values continue outwards."""
     matrix = step[:3, :3]
     diagonal = np.diag(matrix)
     if np.array_equal(matrix, np.diag(diagonal)):
+        if order == 0:
+            nearest = [
+                np.clip(np.floor(diagonal[a] * np.arange(shape[a]) + step[a, 3] + 0.5), 0, size - 1).astype(
+                    int
+                )
+                for a, size in enumerate(array.shape)
+            ]
+            return array[np.ix_(*nearest)]
         matrix = diagonal  # aligned axes: the faster, separable path of SciPy
     return ndimage.affine_transform(
         array, matrix, step[:3, 3], output_shape=shape, order=order, mode="nearest", prefilter=False
@@ -392,14 +433,19 @@ def _sample(array: np.ndarray, step: np.ndarray, shape: tuple[int, ...], order: 
 
 
 def _outside(step: np.ndarray, shape: tuple[int, ...], source_shape: tuple[int, ...]) -> np.ndarray:
-    """Which target voxels have their centre outside the outer edges of the source's outer voxels."""
+    """Which target voxels have their centre outside the outer edges of the source's outer voxels.
+
+    Of the target's shape, or of size 1 along axes that do not matter.
+    """
     index = np.ogrid[tuple(slice(n) for n in shape)]
     outside = np.zeros((1, 1, 1), dtype=bool)
     for row, size in zip(step[:3], source_shape, strict=True):
         # Zero entries are skipped: for aligned axes the coordinate stays one-dimensional.
         coordinate = sum((row[j] * index[j] for j in range(3) if row[j]), start=np.full((1, 1, 1), row[3]))
-        outside = outside | (coordinate < -0.5 - 1e-6) | (coordinate > size - 0.5 + 1e-6)
-    return np.broadcast_to(outside, shape)
+        beyond = (coordinate < -0.5 - 1e-6) | (coordinate > size - 0.5 + 1e-6)
+        if beyond.any():
+            outside = outside | beyond
+    return outside
 
 
 def _check_contrast(image: np.ndarray) -> None:

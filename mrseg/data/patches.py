@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrseg._checks import error, positive_ints
+from mrseg._checks import IGNORE_LABEL, choice, error, positive_ints
+
+#: Name of a plane -> the axis of RAS+ across its slices.
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
 @dataclass(frozen=True)
@@ -22,22 +25,34 @@ class Sampling:
     """How a network sees a volume.
 
     Attributes:
-        patch_shape: voxels of a patch along the RAS+ axes; a 1 makes it a slice for a 2-D network.
+        patch_shape: voxels of a patch along the RAS+ axes; a 1 makes it a slice for a 2-D network. With
+            ``plane`` the two numbers of a slice will do.
         overlap: fraction of a patch shared with its neighbour along each axis, in [0, 1).
         patches_per_volume: training takes so many random patches of each volume in every epoch;
             None takes the grid of overlapping patches, the same in every epoch.
         neighbours: so many slices before and after a slice come with it as channels, 0 outside the volume: 1
             makes the "3D-like" colours n-1, n, n+1 of xu2017 (section 2.1).
         channel_mean: subtracted from each channel, last of all; empty subtracts nothing.
+        plane: "axial", "coronal" or "sagittal" says by name which slices these are, on a grid in RAS+ (every
+            grid of `Preprocessing` but ``acquisition``). Empty: ``patch_shape`` says it.
+        class_share: of the random patches of a volume, this share lies about a voxel of a class drawn from
+            ``classes``, each class as often as another, however rare; the others lie anywhere.
+        classes: labels for ``class_share``; empty takes all that a volume holds. Those that a volume lacks
+            are left out there.
     """
 
-    patch_shape: tuple[int, int, int]
+    patch_shape: tuple[int, ...]
     overlap: float = 0.5
     patches_per_volume: int | None = None
     neighbours: int = 0
     channel_mean: tuple[float, ...] = ()
+    plane: str = ""
+    class_share: float = 0.0
+    classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.plane:
+            self._lay_in_plane()
         positive_ints("sampling.patch_shape", self.patch_shape, 3)
         check_overlap(self.overlap)
         if sum(size == 1 for size in self.patch_shape) > 1:
@@ -56,6 +71,34 @@ class Sampling:
                 )
         if self.channel_mean and len(self.channel_mean) != self.channels:
             raise error(f"sampling.channel_mean has {self.channels} numbers.", self.channel_mean)
+        self._check_classes()
+
+    def _lay_in_plane(self) -> None:
+        axis = PLANES[choice("sampling.plane", self.plane, PLANES)]
+        shape = tuple(self.patch_shape)
+        if len(shape) == 2:
+            shape = (*shape[:axis], 1, *shape[axis:])
+            object.__setattr__(self, "patch_shape", shape)
+        if len(shape) != 3 or shape[axis] != 1:
+            raise error(
+                f"sampling.patch_shape is 1 along axis {axis}, across {self.plane} slices.",
+                self.patch_shape,
+                "Give the two numbers of a slice.",
+            )
+
+    def _check_classes(self) -> None:
+        if not 0.0 <= self.class_share <= 1.0:
+            raise error("sampling.class_share is a share of the patches, in [0, 1].", self.class_share)
+        if self.class_share and self.patches_per_volume is None:
+            raise error(
+                "sampling.class_share is of random patches.",
+                f"{self.class_share} and no patches_per_volume",
+                "Set patches_per_volume.",
+            )
+        if any(not 0 <= value < IGNORE_LABEL for value in self.classes):
+            raise error("sampling.classes holds labels from 0 to 254.", self.classes)
+        if self.classes and not self.class_share:
+            raise error("sampling.classes belongs to class_share.", self.classes, "Set class_share.")
 
     @property
     def slice_axis(self) -> int | None:
@@ -122,6 +165,50 @@ def random_starts(
     patch_starts(shape, patch_shape, 0.0)  # the same refusal of patches that do not fit
     free = np.array(shape) - np.array(patch_shape)
     return rng.integers(0, free + 1, size=(count, 3))
+
+
+class ClassVoxels:
+    """Draws voxels of a class from a label map, in little memory: counts by plane, not the voxels.
+
+    Args:
+        labels: (x, y, z) uint8.
+        classes: to draw from; empty takes all but 255.
+    """
+
+    def __init__(self, labels: np.ndarray, classes: Sequence[int] = ()) -> None:
+        counts = np.array([np.bincount(plane.ravel(), minlength=256) for plane in labels])  # (x, 256)
+        counts[:, IGNORE_LABEL] = 0
+        held = np.flatnonzero(counts.any(axis=0))
+        self.labels = labels
+        self.classes = [int(c) for c in held if not len(classes) or c in classes]
+        self.up_to = {c: np.cumsum(counts[:, c]) for c in self.classes}
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """(count, 3) voxels: a class first, each as likely as another, then any voxel of it."""
+        voxels = np.empty((count, 3), np.int64)
+        for row, value in enumerate(rng.choice(self.classes, count)):
+            up_to = self.up_to[int(value)]
+            rank = int(rng.integers(up_to[-1]))
+            x = int(np.searchsorted(up_to, rank, side="right"))
+            plane = self.labels[x]
+            inside = np.flatnonzero(plane == value)[rank - (up_to[x - 1] if x else 0)]
+            voxels[row] = x, *np.unravel_index(inside, plane.shape)
+        return voxels
+
+
+def balanced_starts(
+    voxels: ClassVoxels, patch_shape: Sequence[int], count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """First voxels (count, 3) of patches about voxels of a class, moved into the volume where they stick out.
+
+    The class is drawn first, each as likely as another. Where the volume holds none of them, patches lie
+    anywhere.
+    """
+    shape = voxels.labels.shape
+    if not voxels.classes:
+        return random_starts(shape, patch_shape, count, rng)
+    centred = voxels.draw(count, rng) - np.array(patch_shape) // 2
+    return np.clip(centred, 0, np.array(shape) - np.array(patch_shape))
 
 
 def cut(array: np.ndarray, start: Iterable[int], patch_shape: Sequence[int]) -> np.ndarray:

@@ -14,7 +14,15 @@ import numpy as np
 from mrseg._checks import error, positive_ints
 from mrseg.data.augmentation import Augmentation
 from mrseg.data.examples import Example
-from mrseg.data.patches import Sampling, cut, cut_input, patch_starts, random_starts
+from mrseg.data.patches import (
+    ClassVoxels,
+    Sampling,
+    balanced_starts,
+    cut,
+    cut_input,
+    patch_starts,
+    random_starts,
+)
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -126,6 +134,8 @@ class _Plan:
     ):
         self.shapes = [image.shape for image, _ in examples]
         self.sampling, self.shuffle, self.seed, self.epoch = sampling, shuffle, seed, first_epoch
+        balanced = shuffle and sampling.class_share > 0
+        self.voxels = [ClassVoxels(labels, sampling.classes) for _, labels in examples] if balanced else []
         self.grid = [patch_starts(shape, sampling.patch_shape, sampling.overlap) for shape in self.shapes]
 
     def __len__(self) -> int:
@@ -149,7 +159,15 @@ class _Plan:
         count = self.sampling.patches_per_volume if self.shuffle else None
         starts = self.grid
         if count:
-            starts = [random_starts(shape, self.sampling.patch_shape, count, rng) for shape in self.shapes]
+            starts = [self._random(number, count, rng) for number in range(len(self.shapes))]
         case = np.repeat(np.arange(len(starts)), [len(s) for s in starts])
         seeds = rng.integers(0, 2**31 - 1, size=(len(case), 2))
         return np.column_stack([case, np.concatenate(starts), seeds]).astype(np.int32)
+
+    def _random(self, number: int, count: int, rng: np.random.Generator) -> np.ndarray:
+        patch_shape = self.sampling.patch_shape
+        balanced = round(self.sampling.class_share * count)
+        anywhere = random_starts(self.shapes[number], patch_shape, count - balanced, rng)
+        if not balanced:
+            return anywhere
+        return np.concatenate([anywhere, balanced_starts(self.voxels[number], patch_shape, balanced, rng)])

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
         "xu2017": ["load_vgg16", "vgg_fcn"],
         "alkhimova2022": ["res_unet"],
         "islam2025": ["attention_unet", "sep_res_unet", "unet"],
+        "normalization": ["LocalContrast", "MinMax", "QuantileZScore"],
         "builders": ["BUILDERS", "NETWORKS", "list"],
     },
 )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel import affines, orientations
+from scipy import ndimage
 
 from mrseg._checks import InputError
 from mrseg.data import geometry, io
@@ -448,3 +449,38 @@ class TestOnRealScans:
         # 1 mm in plane as the scan; 181 slices at most, spread over 48.
         assert geometry.voxel_sizes(affine)[:2] == pytest.approx((1.0, 1.0))
         assert 2.5 < geometry.voxel_sizes(affine)[2] <= 181 / 48
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.tuples(*[st.integers(1, 60)] * 3), st.sampled_from([0, 1]))
+def test_aligned_grids_are_sampled_as_scipy_samples_them(seed, shape, order):
+    rng = np.random.default_rng(seed)
+    # drawn, not chosen: half-way between two voxels, SciPy's rounding decides for one of them
+    steps, shift, to_shape = rng.uniform(0.3, 4, 3), rng.uniform(-6, 6, 3), rng.integers(1, 40, 3)
+    array = np.random.default_rng(seed).normal(100, 30, shape).astype(np.float32)
+    affine = np.diag([*steps, 1.0])
+    affine[:3, 3] = shift
+    step = np.round(affine, 9)
+    blurred = array
+    if order:
+        sigma = np.sqrt(np.maximum(np.diag(step)[:3] ** 2 - 1, 0)) / math.sqrt(8 * math.log(2))
+        sigma[np.diag(step)[:3] < 1.001] = 0
+        blurred = ndimage.gaussian_filter(array, sigma, mode="nearest")
+    expected = ndimage.affine_transform(
+        blurred, np.diag(step)[:3], step[:3, 3], output_shape=tuple(to_shape), order=order, mode="nearest"
+    )
+    made = geometry.resample((array, np.eye(4)), to_shape, affine, order=order, fill=-1e6)
+    inside = made > -1e5
+    if order == 0:
+        np.testing.assert_array_equal(made[inside], expected[inside])
+    else:  # float32 of about 200, a few dozen terms
+        np.testing.assert_allclose(made[inside], expected[inside], atol=2e-3)
+
+
+def test_an_infinite_voxel_spoils_its_neighbours_alone():
+    array = np.ones((40, 8, 8), np.float32)
+    array[3, 3, 3] = np.inf
+    moved = np.diag([1.0, 1.0, 1.0, 1.0])
+    moved[0, 3] = 0.5
+    made = geometry.resample((array, np.eye(4)), (40, 8, 8), moved)
+    assert np.isfinite(made[6:]).all() and not np.isfinite(made[3, 3, 3])

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from mrseg._checks import InputError
 from mrseg.data import datasets, io, normalization
-from mrseg.data.normalization import histogram_equalization, lcn, min_max, quantile_zscore
+from mrseg.data.normalization import (
+    histogram_equalization,
+    lcn,
+    min_max,
+    quantile_zscore,
+    quantiles,
+)
 
 VARIANTS = ["jarrett", "fileexchange", "pinto"]
 
@@ -290,3 +296,53 @@ def test_equalization_of_many_levels_is_uniform():
 def test_a_constant_image_cannot_be_equalized():
     with pytest.raises(InputError, match="not constant"):
         histogram_equalization(np.ones((2, 2, 2)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([1, 2, 7, 1000, 40_000]),
+    st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
+)
+def test_bracketed_quantiles_are_those_of_numpy(seed, count, share):
+    rng = np.random.default_rng(seed)
+    values = rng.gamma(2.0, 50.0, count).astype(np.float32)
+    if seed % 3 == 0:
+        values = np.round(values / 20)  # many ties
+    if seed % 3 == 1:
+        values.sort()  # a sample at regular places of a sorted array
+    expected = np.quantile(values.astype(np.float64), share)
+    np.testing.assert_allclose(quantiles(values, (share,)), [expected], rtol=1e-12)
+
+
+def test_a_sample_that_misleads_does_not_spoil_a_quantile():
+    # Every 4th value, which the sample takes, is 0; all others are 1 to 3.
+    values = np.tile(np.array([0, 1, 2, 3], np.float32), 1 << 14)
+    assert quantiles(values, (0.25, 0.75)) == [
+        float(np.quantile(values, 0.25)), float(np.quantile(values, 0.75))
+    ]  # fmt: skip
+
+
+def test_quantile_zscore_of_a_large_image_follows_its_definition():
+    image = noise((64, 60, 20))
+    image[:20] = 0
+    values = image[image > 0].astype(np.float64)
+    low, high = np.percentile(values, (25, 75))
+    middle = values[(values >= low) & (values <= high)]
+    expected = np.where(image > 0, (image.astype(np.float64) - middle.mean()) / middle.std(), 0)
+    np.testing.assert_allclose(quantile_zscore(image), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_slices_beyond_one_chunk_and_any_order_in_memory_are_normalised_alike():
+    image = noise((24, 20, 37))
+    expected = lcn(image)
+    np.testing.assert_array_equal(lcn(np.asfortranarray(image)), expected)
+    np.testing.assert_array_equal(lcn(image[:, :, ::-1])[:, :, ::-1], expected)
+    np.testing.assert_array_equal(lcn(image[..., 35:]), expected[..., 35:])
+
+
+@pytest.mark.parametrize(("variant", "most"), [("jarrett", 1e-5), ("fileexchange", 0), ("pinto", 1e-4)])
+def test_what_is_constant_under_the_windows_is_not_blown_up(variant, most):
+    image = noise((120, 60, 2))
+    image[40:, :, 0] = 207.3  # two windows of radius 8 from 56 on
+    assert np.abs(lcn(image, variant=variant)[56:, :, 0]).max() <= most

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from mrseg._checks import InputError
 from mrseg.data.patches import (
+    ClassVoxels,
     Sampling,
+    balanced_starts,
     channel_means,
     cut,
     cut_input,
@@ -124,5 +126,71 @@ def test_without_neighbours_the_mean_is_that_of_all_voxels():
     ],
 )
 def test_neighbours_and_means_that_do_not_fit_are_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        Sampling(**options)
+
+
+@pytest.mark.parametrize(("plane", "axis"), [("sagittal", 0), ("coronal", 1), ("axial", 2)])
+def test_a_plane_s_name_says_which_axis_its_slices_lie_across(plane, axis):
+    sampling = Sampling((24, 32), plane=plane)
+    assert sampling.slice_axis == axis and sampling.input_shape == (24, 32, 1)
+    assert sampling == Sampling(sampling.patch_shape, plane=plane)  # as a segmenter's card gives it back
+    # in RAS+, x runs to the right: the slice x = 3 of a volume that holds its own x is 3 throughout
+    volume = np.broadcast_to(
+        np.arange(40.0).reshape([-1 if a == axis else 1 for a in range(3)]), (40, 40, 40)
+    )
+    start = [0, 0, 0]
+    start[axis] = 3
+    assert (cut_input(volume, start, sampling) == 3).all()
+
+
+def test_voxels_of_a_rare_class_are_drawn_as_often_as_those_of_a_common_one():
+    labels = np.zeros((10, 9, 8), np.uint8)
+    labels[7, 2, 3] = labels[7, 8, 0] = labels[0, 0, 0] = 1
+    labels[5] = 2
+    labels[6] = 255
+    drawn = ClassVoxels(labels).draw(3000, np.random.default_rng(0))
+    values = labels[tuple(drawn.T)]
+    shares = [(values == c).mean() for c in (0, 1, 2)]
+    np.testing.assert_allclose(shares, 1 / 3, atol=0.035)  # 4 standard deviations of 3000 draws
+    assert {tuple(v) for v in drawn[values == 1].tolist()} == {(7, 2, 3), (7, 8, 0), (0, 0, 0)}
+    assert len({tuple(v) for v in drawn[values == 2].tolist()}) == 72  # every voxel of the plane
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.tuples(SIZE, SIZE, SIZE), st.tuples(SIZE, SIZE, SIZE))
+def test_balanced_patches_hold_a_voxel_of_the_class_and_stay_inside(seed, shape, patch):
+    rng = np.random.default_rng(seed)
+    patch = tuple(min(p, s) for p, s in zip(patch, shape, strict=True))
+    labels = (rng.random(shape) < 0.05).astype(np.uint8)
+    for start in balanced_starts(ClassVoxels(labels, (1,)), patch, 5, rng):
+        piece = cut(labels, start, patch)
+        assert piece.shape == patch and start.min() >= 0
+        assert piece.any() or not labels.any()
+
+
+def test_a_voxel_away_from_the_border_is_the_middle_of_its_patch():
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[9, 10, 11] = 1
+    starts = balanced_starts(ClassVoxels(labels, (1,)), (5, 4, 1), 3, np.random.default_rng(0))
+    assert starts.tolist() == [[7, 8, 11]] * 3  # voxel 2 of 0..4, voxel 2 of 0..3, voxel 0 of 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"patch_shape": (8, 8), "plane": "transversal"}, "sampling.plane"),
+        ({"patch_shape": (8, 1, 8), "plane": "axial"}, "along axis 2, across axial"),
+        ({"patch_shape": (8, 8)}, "sampling.patch_shape"),
+        ({"patch_shape": (8, 8, 8), "class_share": 0.5}, "patches_per_volume"),
+        ({"patch_shape": (8, 8, 8), "class_share": 1.5, "patches_per_volume": 2}, r"\[0, 1\]"),
+        ({"patch_shape": (8, 8, 8), "classes": (2,)}, "belongs to class_share"),
+        (
+            {"patch_shape": (8, 8, 8), "class_share": 0.5, "patches_per_volume": 2, "classes": (255,)},
+            "0 to 254",
+        ),
+    ],
+)
+def test_planes_and_classes_that_make_no_sense_are_refused(options, words):
     with pytest.raises(InputError, match=words):
         Sampling(**options)

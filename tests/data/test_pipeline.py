@@ -151,3 +151,41 @@ def cases_of_noise(folder):
         write_labels(files[1], rng.integers(0, 3, (128, 128, 96), np.uint8), np.eye(4), "abc", {})
         cases.append(Case(f"s{number}", {"T1w": files[0]}, None, {"T1w": files[1]}))
     return cases
+
+
+def rare(count=2):
+    """Volumes with a single voxel of class 2, at a place that differs."""
+    made = examples(count, (16, 16, 16))
+    for number, (_, labels) in enumerate(made):
+        labels[:] = 0
+        labels[3 + number, 12, 5] = 2
+    return made
+
+
+def test_of_the_random_patches_the_asked_share_holds_the_rare_class():
+    sampling = Sampling((4, 4, 4), 0.0, 8, class_share=0.75, classes=(2,))
+    _, labels = epoch(build_dataset(rare(), sampling, batch_size=4, seed=1))
+    assert labels.shape == (16, 4, 4, 4)
+    holding = (labels == 2).any(axis=(1, 2, 3)).sum()
+    assert 12 <= holding <= 13  # 6 of 8 of each volume, and hardly another by chance: 2 * 4 * (4 / 13)^3
+    assert (labels[:, 2, 2, 2] == 2).sum() == 12  # in the middle of its patch
+
+
+def test_balanced_patches_repeat_with_the_seed_differ_by_epoch_and_resume():
+    options = {"batch_size": 4, "seed": 3, "augmentation": Augmentation(flip_axes=(0,), noise=0.1)}
+    sampling = Sampling((4, 4, 4), 0.5, 8, class_share=0.5)
+    unbroken = build_dataset(rare(), sampling, **options)
+    epochs = [epoch(unbroken)[0] for _ in range(3)]
+    again = build_dataset(rare(), sampling, **options)
+    np.testing.assert_array_equal(epoch(again)[0], epochs[0])
+    assert not np.array_equal(epochs[0], epochs[1])
+    resumed = build_dataset(rare(), sampling, first_epoch=2, **options)
+    np.testing.assert_array_equal(epoch(resumed)[0], epochs[2])
+
+
+def test_without_a_share_the_patches_are_those_of_the_same_seed_as_ever():
+    plan = Sampling((2, 2, 2), 0.5, 5)
+    first = epoch(build_dataset(examples(1), plan, batch_size=5, seed=9))[0][:, 0, 0, 0, 0]
+    rng = np.random.default_rng((9, 0))
+    starts = rng.integers(0, np.array((8, 6, 4)) - 1, size=(5, 3))
+    assert sorted(first.tolist()) == sorted((starts @ [24, 4, 1]).tolist())
