@@ -22,10 +22,10 @@ import numpy as np
 
 from mrseg.baselines import brain_mask_volume
 from mrseg.data import Case, phantom, read_cases, read_labels, read_volume, select, voxel_sizes, write_labels
-from mrseg.data.labels import BRAIN_CLASSES
+from mrseg.data.labels import BRAIN_CLASSES, OKABE_ITO
 from mrseg.evaluation import score
 from mrseg.formats import to_latex, to_text, write_csv
-from mrseg.panels import OKABE_ITO, PLANE_ORDER, Frame, Layer, Panel, View, draw_panels, slices_through
+from mrseg.panels import PLANE_ORDER, Frame, Layer, Panel, View, draw_panels, slices_through
 from mrseg.pictures import save_png
 from mrseg.plots import dot_plot, learning_curves
 from mrseg.recipes import load_recipe, train_recipe

@@ -114,11 +114,14 @@ class Checkpoint(keras.callbacks.Callback):
             # An early stop is known by now: a run killed from here on does not go beyond it.
             over = finished or bool(self.model.stop_training)
             state = {"finished": over, "model": name, "history": self.history, "random": random}
-            path.write_text(json.dumps(state))
+            path.write_text(json.dumps(state), encoding="utf-8")
         for old in folder.glob("epoch*.keras"):
             if old.name != name:
                 old.unlink()
-        with atomic_file(self.folder / "log.csv") as path, open(path, "w", newline="") as file:
+        with (
+            atomic_file(self.folder / "log.csv") as path,
+            open(path, "w", newline="", encoding="utf-8") as file,
+        ):
             columns = list(dict.fromkeys(key for row in self.history for key in row))
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
@@ -152,4 +155,4 @@ def read_state(folder: Path) -> dict[str, Any]:
     path = folder / "checkpoint" / "state.json"
     if not path.exists():
         return {"finished": False, "model": "", "history": []}
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -339,7 +339,7 @@ def _train(options: argparse.Namespace) -> None:
     print(f"segmenter: {options.output / 'segmenter'}")
     account = options.output / "transfer.txt"
     if account.exists():
-        print(account.read_text().split("\n\n")[-1])
+        print(account.read_text(encoding="utf-8").split("\n\n")[-1])
     test = [case for case in cases if case.split == "test" and recipe.sequence in case.labels]
     if test:
         _, text = write_evaluation(segmenter, test, options.output, log=options.output / "log.csv")

@@ -189,7 +189,7 @@ def _train(trial: Trial, cases: Sequence[Case]) -> Segmenter:
         "validation_decides": bool(trial.point) or trial.recipe.training.needs_validation,
     }
     with atomic_file(folder / "trial.json") as path:
-        path.write_text(json.dumps({"signature": _signature(trial), "record": record}))
+        path.write_text(json.dumps({"signature": _signature(trial), "record": record}), encoding="utf-8")
     return segmenter
 
 
@@ -255,7 +255,7 @@ def _record(trial: Trial) -> Row:
     file = trial.output / "trial.json"
     if not file.exists():
         return {}
-    noted = json.loads(file.read_text())
+    noted = json.loads(file.read_text(encoding="utf-8"))
     if noted["signature"] != _signature(trial):
         raise error(
             "A folder holds one study: its recipes, cases, folds and sources.",
@@ -275,7 +275,7 @@ def _signature(trial: Trial) -> str:
     if trial.source:
         noted = trial.source.parent / "trial.json"
         source = (
-            json.loads(noted.read_text())["signature"]
+            json.loads(noted.read_text(encoding="utf-8"))["signature"]
             if noted.exists()
             else checksum(sorted(file for file in trial.source.rglob("*") if file.is_file()))
         )

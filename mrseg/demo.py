@@ -108,14 +108,14 @@ def run_demo(
 def _claim(output: Path, seed: int) -> None:
     """A folder holds the demo of one seed."""
     path = output / "seed.txt"
-    if path.exists() and path.read_text().strip() != str(seed):
+    if path.exists() and path.read_text(encoding="utf-8").strip() != str(seed):
         raise error(
             "A folder holds the demo of one seed.",
-            f"seed {seed} for {output}, begun with {path.read_text().strip()}",
+            f"seed {seed} for {output}, begun with {path.read_text(encoding='utf-8').strip()}",
             "Choose another --output.",
         )
     with atomic_file(path) as temporary:
-        temporary.write_text(f"{seed}\n")
+        temporary.write_text(f"{seed}\n", encoding="utf-8")
 
 
 def _prepare_cohorts(
@@ -259,7 +259,7 @@ def _write_page(
         name: output / "trainings" / folder / "log.csv" for name, folder in folders.items()
     }
     curves = learning_curves(logs, metric="loss", title="Loss by epoch")
-    groups = (output / "trainings" / best / "transfer.txt").read_text().split("\n\n")[-1]
+    groups = (output / "trainings" / best / "transfer.txt").read_text(encoding="utf-8").split("\n\n")[-1]
     checks = [
         Picture(f"{path.stem}: outline of the CT's bone on the MR scan.", path.read_bytes())
         for path in sorted((output / "prepared").glob("pictures/*.png"))[:2]

@@ -163,7 +163,7 @@ class Segmenter:
             files = store.network_files(temporary, card)
             _write_network(self.model, files)
             card["network_sha256"] = checksum(files)
-            (temporary / store.CARD).write_text(json.dumps(card, indent=2))
+            (temporary / store.CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
         return folder
 
     def __call__(self, scan: str | Path | Volume, *, progress: bool = False) -> nib.Nifti1Image:
@@ -390,14 +390,14 @@ def _write_network(model: keras.Model, files: Sequence[Path]) -> None:
             raise error("float16 holds numbers up to 65504.", f"a larger one in {path}", "Save in float32.")
     network = json.loads(model.to_json())
     network.pop("compile_config", None)  # loss and optimiser belong to the training
-    files[0].write_text(json.dumps(network))
+    files[0].write_text(json.dumps(network), encoding="utf-8")
     np.savez_compressed(files[1], **halves)
 
 
 def _read_network(files: Sequence[Path]) -> keras.Model:
     if len(files) == 1:
         return keras.saving.load_model(files[0], compile=False)
-    model = keras.models.model_from_json(files[0].read_text())
+    model = keras.models.model_from_json(files[0].read_text(encoding="utf-8"))
     with np.load(files[1], allow_pickle=False) as halves:
         missing = {w.path for w in model.weights} ^ set(halves.files)
         if missing:

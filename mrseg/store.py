@@ -193,7 +193,7 @@ def _card(folder: Path) -> dict[str, Any]:
             "Copy the whole folder, or save the segmenter again."
         )
     try:
-        card = json.loads((folder / CARD).read_text())
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         missing = [key for key in _KEYS if key not in card]
         choice("weights_dtype", card.get("weights_dtype", "float32"), NETWORK_FILES)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as reason:

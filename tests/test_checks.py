@@ -38,12 +38,12 @@ def test_a_folder_is_refused_where_a_file_is_needed(tmp_path):
 
 
 def test_an_existing_file_comes_back_as_a_path(tmp_path):
-    (tmp_path / "a").write_text("")
+    (tmp_path / "a").write_text("", encoding="utf-8")
     assert _checks.existing_file(str(tmp_path / "a")) == tmp_path / "a"
 
 
 def test_a_file_is_refused_where_a_folder_is_needed(tmp_path):
-    (tmp_path / "a").write_text("")
+    (tmp_path / "a").write_text("", encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="folder must exist"):
         _checks.existing_folder(tmp_path / "a")
     assert _checks.existing_folder(str(tmp_path)) == tmp_path
@@ -88,7 +88,7 @@ REACHABLE = (
 
 def remedies(module: str) -> list[str]:
     """Source of the third argument of every `error` of a module."""
-    tree = ast.parse((Path(mrseg.__file__).parent / f"{module}.py").read_text())
+    tree = ast.parse((Path(mrseg.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) > 2]
     return [ast.unparse(call.args[2]) for call in calls if getattr(call.func, "id", "") == "error"]
 

@@ -117,7 +117,7 @@ def test_prepare_train_and_transfer_leave_what_they_promise(house):
         "transfer.txt",
     ):
         assert (house / "t2" / part).exists()
-    card = json.loads((house / "t2/segmenter/segmenter.json").read_text())
+    card = json.loads((house / "t2/segmenter/segmenter.json").read_text(encoding="utf-8"))
     assert card["sequence"] == "T2w"
     assert card["provenance"]["source"]["recipe"]["name"] == "phantom_t1"
     assert not list(house.rglob("*.partial"))
@@ -183,7 +183,7 @@ def test_evaluate_writes_scores_and_a_page(house, tmp_path, capsys):
         run("evaluate", "--segmenter", house / "t1/segmenter", "--data", house / "data", "--output", tmp_path,
             "--sequence", "T2w", "--distances") == 0
     )  # fmt: skip
-    assert "hd95" in (tmp_path / "scores.csv").read_text()
+    assert "hd95" in (tmp_path / "scores.csv").read_text(encoding="utf-8")
     assert (tmp_path / "report.html").exists() and (tmp_path / "tables" / "layout.tex").exists()
     assert "bone" in capsys.readouterr().out
 
@@ -276,9 +276,9 @@ def test_the_scan_and_a_foreign_sidecar_are_never_overwritten(house, tmp_path, c
     scan = nifti(tmp_path / "t2.nii.gz", np.random.default_rng(0).random((9, 8, 7)).astype(np.float32))
     common = ("predict", "--segmenter", house / "t1/segmenter", "--input", scan, "--output")
     assert "another file than the scan" in refused(capsys, *common, scan)
-    (tmp_path / "other.json").write_text('{"RepetitionTime": 2.0}')
+    (tmp_path / "other.json").write_text('{"RepetitionTime": 2.0}', encoding="utf-8")
     assert "replaces no other file" in refused(capsys, *common, tmp_path / "other.nii.gz")
-    assert "RepetitionTime" in (tmp_path / "other.json").read_text()
+    assert "RepetitionTime" in (tmp_path / "other.json").read_text(encoding="utf-8")
 
 
 def test_an_output_name_that_is_no_nifti_is_refused_before_any_work(house, tmp_path, capsys):
@@ -297,7 +297,7 @@ def test_an_output_name_that_is_no_nifti_is_refused_before_any_work(house, tmp_p
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(house, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     scan = next((house / "raw").rglob("*T1w.nii.gz"))
     message = refused(
         capsys, "predict", "--segmenter", house / "t1/segmenter", "--input", scan,
@@ -317,7 +317,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(house, tmp_path, capsys):
 )
 def test_a_bad_manifest_is_one_clear_line(table, words, tmp_path, capsys):
     write_volume(tmp_path / "a.nii.gz", np.arange(27, dtype=np.float32).reshape(3, 3, 3), np.eye(4))
-    (tmp_path / "cohort.tsv").write_text(table)
+    (tmp_path / "cohort.tsv").write_text(table, encoding="utf-8")
     message = refused(
         capsys, "train", "phantom_t1", "--data", tmp_path / "cohort.tsv", "--output", tmp_path / "o"
     )

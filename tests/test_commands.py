@@ -216,7 +216,7 @@ def test_brainmask_refuses_bad_input_and_its_own_input_as_output(scans, tmp_path
     message = refused(capsys, "brainmask", "--input", scan, "--output", out, "--time-point", 16)
     assert "0 to 15" in message
     assert "scan.nii" in refused(capsys, "brainmask", "--input", tmp_path / "scan.nii", "--output", out)
-    (tmp_path / "text.nii").write_text("hello")
+    (tmp_path / "text.nii").write_text("hello", encoding="utf-8")
     assert "NIfTI" in refused(capsys, "brainmask", "--input", tmp_path / "text.nii", "--output", out)
     assert not list(out.parent.iterdir())
 
@@ -241,7 +241,7 @@ def test_the_curve_of_a_region_is_its_mean_signal(scans, tmp_path):
     assert [t for t, row in enumerate(rows) if row["baseline"]] == [3, 4, 5, 6, 7, 8]
     assert rows[-1]["time_s"] == 22.5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curve.csv", "curve.json", "curve.png"]
-    made = json.loads((tmp_path / "curve.json").read_text())["provenance"]
+    made = json.loads((tmp_path / "curve.json").read_text(encoding="utf-8"))["provenance"]
     assert (made["mask"], made["voxels"], made["te_ms"]) == ("brain.nii.gz", int(mask.sum()), 45)
 
 

@@ -68,7 +68,7 @@ def test_uneven_steps_are_refused_or_resampled_as_asked(tmp_path):
     assert array.shape == (5, 4, 3) and affine[2, 2] == 2.5
     # The slice at 2.5 mm lies a quarter of the way from that at 2 (value + 1) to that at 4 (value + 2).
     np.testing.assert_allclose(array[:, :, 1], counting((5, 4, 4))[:, :, 0] + 1.25)
-    made = json.loads((tmp_path / "b.json").read_text())["provenance"]
+    made = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))["provenance"]
     assert made["steps"] == "2 of 2 mm, 1 of 1 mm" and made["resampled_to_mm"] == 2.5
 
 
@@ -142,7 +142,7 @@ def test_prepare_takes_dicom_folders_and_other_formats_in_a_manifest(tmp_path):
     image.SetSpacing((0.5, 0.7, 3.0))
     image.SetOrigin((-10.0, 20.0, -30.0))
     sitk.WriteImage(image, str(tmp_path / "t1.mha"))
-    (tmp_path / "cohort.tsv").write_text("subject\tT1w\tct\ns01\tt1.mha\tct\n")
+    (tmp_path / "cohort.tsv").write_text("subject\tT1w\tct\ns01\tt1.mha\tct\n", encoding="utf-8")
     command = (
         "prepare",
         tmp_path / "cohort.tsv",
@@ -202,11 +202,13 @@ def test_predict_and_evaluate_give_one_answer_for_one_head_in_any_format(tmp_pat
         assert run("predict", *common, "--input", tmp_path / name, "--output", out / "dseg.nii.gz") == 0
         maps.append(read_labels(out / "dseg.nii.gz"))
         manifest = tmp_path / f"{name}.tsv"
-        manifest.write_text(f"subject\tT1w\tlabels\tsplit\ns01\t{name}\tlabels.nii.gz\ttest\n")
+        manifest.write_text(
+            f"subject\tT1w\tlabels\tsplit\ns01\t{name}\tlabels.nii.gz\ttest\n", encoding="utf-8"
+        )
         assert run("evaluate", *common, "--data", manifest, "--output", out / "scores") == 0
         assert run("predict", *common, "--data", manifest, "--output", out / "cohort") == 0
         maps.append(read_labels(out / "cohort" / "sub-s01" / "anat" / "sub-s01_desc-mrseg_dseg.nii.gz"))
-        scores.append((out / "scores" / "scores.csv").read_text())
+        scores.append((out / "scores" / "scores.csv").read_text(encoding="utf-8"))
     for labels, grid in maps[1:]:
         np.testing.assert_array_equal(labels, maps[0][0])
         np.testing.assert_allclose(grid, maps[0][1], atol=1e-4)

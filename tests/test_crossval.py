@@ -183,7 +183,7 @@ def cohort(folder, bone=range(5)):
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scans")
-    (folder / "tiny.yaml").write_text(RECIPE)
+    (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
     return folder, cohort(folder)
 
 
@@ -206,7 +206,7 @@ def test_every_subject_is_scored_by_the_network_that_has_not_seen_it(whole):
     output, rows, _ = whole
     for fold in (1, 2):
         card = output / f"trials/tiny/fold{fold}_point1/segmenter/segmenter.json"
-        seen = set(json.loads(card.read_text())["provenance"]["subject_digests"])
+        seen = set(json.loads(card.read_text(encoding="utf-8"))["provenance"]["subject_digests"])
         held = {r["subject"] for r in rows if (r["split"], r["fold"]) == ("val", fold)}
         assert held and not seen & {subject_digest(case(subject)) for subject in held}
     dice = [r["subject"] for r in rows if (r["split"], r["class"], r["metric"]) == ("val", "bone", "dice")]

@@ -30,14 +30,14 @@ def name(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return [code for kind, code in FENCE.findall(page.read_text()) if kind == language]
+    return [code for kind, code in FENCE.findall(page.read_text(encoding="utf-8")) if kind == language]
 
 
 def commands(page: Path) -> list[str]:
     """Every line of a shell block and every inline code that begins with mrseg."""
     console = [re.sub(r"^\$ ", "", code, flags=re.MULTILINE) for code in blocks(page, "console")]
     shell = "\n".join([*blocks(page, "sh"), *console]).replace("\\\n", " ").splitlines()
-    inline = re.findall(r"`(mrseg [^`]+)`", FENCE.sub("", page.read_text()))
+    inline = re.findall(r"`(mrseg [^`]+)`", FENCE.sub("", page.read_text(encoding="utf-8")))
     return [line.strip() for line in [*shell, *inline] if line.strip().startswith("mrseg ")]
 
 
@@ -80,7 +80,7 @@ def test_commands_of_a_page_are_understood(page, capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_relative_links_resolve(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
         if not re.match(r"[a-z]+:|#", target):
             file = page.parent / target.split("#")[0]
             assert file.exists(), f"{name(page)} links to {target}"
@@ -88,7 +88,7 @@ def test_relative_links_resolve(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_pages_name_no_machine_and_no_package_host(page):
-    found = [pattern for pattern in FORBIDDEN if re.search(pattern, page.read_text())]
+    found = [pattern for pattern in FORBIDDEN if re.search(pattern, page.read_text(encoding="utf-8"))]
     assert not found
 
 
@@ -96,7 +96,7 @@ def test_every_page_under_docs_is_linked_from_another_page():
     linked = {
         (page.parent / target.split("#")[0]).resolve()
         for page in PAGES
-        for target in re.findall(r"\]\(([^)\s]+\.md[^)\s]*)\)", page.read_text())
+        for target in re.findall(r"\]\(([^)\s]+\.md[^)\s]*)\)", page.read_text(encoding="utf-8"))
     }
     for page in PAGES[2:]:
         assert page.name == "index.md" or page in linked, name(page)
@@ -104,21 +104,23 @@ def test_every_page_under_docs_is_linked_from_another_page():
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs/papers").glob("*.md")), ids=name)
 def test_files_and_symbols_that_a_paper_page_names_exist(page):
-    for file, symbols in re.findall(r"`(mrseg/[\w/]+\.(?:py|yaml))(?::(\w+))?`", page.read_text()):
-        text = (ROOT / file).read_text()
+    for file, symbols in re.findall(
+        r"`(mrseg/[\w/]+\.(?:py|yaml))(?::(\w+))?`", page.read_text(encoding="utf-8")
+    ):
+        text = (ROOT / file).read_text(encoding="utf-8")
         assert not symbols or re.search(rf"(?:def|class) {symbols}\b|^{symbols}\b", text, re.MULTILINE), (
             symbols
         )
 
 
 def test_the_table_of_networks_in_the_docs_is_that_of_the_code():
-    assert str(mrseg.models.list()) in (ROOT / "docs/models.md").read_text()
+    assert str(mrseg.models.list()) in (ROOT / "docs/models.md").read_text(encoding="utf-8")
 
 
 def test_every_deviation_in_the_code_is_told_on_a_paper_page():
     """The rows about a file say Deviation at least as often as the file does."""
-    pages = "\n".join(page.read_text() for page in (ROOT / "docs/papers").glob("*.md"))
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/papers").glob("*.md"))
     for file in sorted((ROOT / "mrseg").rglob("*.py")):
-        count = len(re.findall(r"^\s*Deviation:", file.read_text(), re.MULTILINE))
+        count = len(re.findall(r"^\s*Deviation:", file.read_text(encoding="utf-8"), re.MULTILINE))
         rows = [row for row in pages.splitlines() if f"`{name(file)}:" in row]
         assert sum(row.count("Deviation:") for row in rows) >= count, name(file)

@@ -69,8 +69,8 @@ def test_a_script_runs_from_top_to_bottom(script, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_notebook_holds_the_source_of_its_script(script):
     """Without jupytext: every cell of the notebook stands in the script, in order, and nothing else does."""
-    notebook = json.loads(script.with_suffix(".ipynb").read_text())
-    parts = re.split(r"^# %%(.*)\n", script.read_text(), flags=re.MULTILINE)[1:]
+    notebook = json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    parts = re.split(r"^# %%(.*)\n", script.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     expected = []
     for kind, text in zip(parts[::2], parts[1::2], strict=True):
         lines = text.strip().splitlines()
@@ -83,7 +83,7 @@ def test_a_notebook_holds_the_source_of_its_script(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_notebook_is_executed_small_and_names_no_machine(script, builder):
     path = script.with_suffix(".ipynb")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     notebook = json.loads(text)
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] for cell in code)
@@ -97,12 +97,12 @@ def test_a_notebook_is_executed_small_and_names_no_machine(script, builder):
 def test_a_changed_script_makes_its_notebook_stale(builder, tmp_path):
     pytest.importorskip("jupytext")
     script = tmp_path / "01_x.py"
-    script.write_text("# %%\n1 + 1\n")
+    script.write_text("# %%\n1 + 1\n", encoding="utf-8")
     assert builder.is_stale(script)
     nbformat = pytest.importorskip("nbformat")
     nbformat.write(builder.converted(script), script.with_suffix(".ipynb"))
     assert not builder.is_stale(script)
-    script.write_text("# %%\n1 + 2\n")
+    script.write_text("# %%\n1 + 2\n", encoding="utf-8")
     assert builder.is_stale(script)
 
 

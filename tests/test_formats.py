@@ -102,7 +102,10 @@ def test_csv_keeps_full_precision_and_tells_nan_from_absent(tmp_path):
 
 def test_csv_spreads_an_estimate_over_columns(tmp_path):
     path = write_csv([{"m": "open", "dice": Estimate(0.7, 0.01, 0.6, 0.8)}], tmp_path / "a.csv")
-    assert path.read_text() == "m,dice,dice_half_width,dice_low,dice_high\nopen,0.7,0.01,0.6,0.8\n"
+    assert (
+        path.read_text(encoding="utf-8")
+        == "m,dice,dice_half_width,dice_low,dice_high\nopen,0.7,0.01,0.6,0.8\n"
+    )
 
 
 def test_csv_without_rows_is_refused_and_nothing_is_left_behind(tmp_path):

@@ -86,7 +86,8 @@ def test_ctrl_c_begins_no_further_job(tmp_path):
     script.write_text(
         "import os, time\nfrom mrseg.jobs import run_jobs\n"
         "def job(n):\n    open(f'begun{n}', 'w').close()\n    time.sleep(30)\n"
-        "if __name__ == '__main__':\n    run_jobs(job, range(6), workers=2, progress=False)\n"
+        "if __name__ == '__main__':\n    run_jobs(job, range(6), workers=2, progress=False)\n",
+        encoding="utf-8",
     )
     here = {**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[1])}
     running = subprocess.Popen(

@@ -66,7 +66,7 @@ def evaluated(cohort, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_evaluation(Blurred(truths, 0.02), cases, folder / "first", distances=True, progress=False)
     log = folder / "log.csv"
-    log.write_text("epoch,loss,val_loss\n0,1.0,1.1\n1,0.5,0.7\n2,0.4,0.8\n")
+    log.write_text("epoch,loss,val_loss\n0,1.0,1.1\n1,0.5,0.7\n2,0.4,0.8\n", encoding="utf-8")
     rows, text = write_evaluation(
         Blurred(truths, 0.05), cases, folder / "second", distances=True, log=log, progress=False,
         other=folder / "first" / "scores.csv",
@@ -84,7 +84,7 @@ def test_every_table_is_there_as_latex_and_csv(evaluated):
     names = sorted(path.name for path in (folder / "second" / "tables").iterdir())
     assert names == sorted(f"{name}.{kind}" for name in FILES for kind in ("csv", "tex"))
     for name in FILES:
-        latex = (folder / "second" / "tables" / f"{name}.tex").read_text()
+        latex = (folder / "second" / "tables" / f"{name}.tex").read_text(encoding="utf-8")
         lines = latex[latex.index(r"\midrule") : latex.index(r"\bottomrule")].splitlines()
         assert sum(line.endswith(r"\\") for line in lines) == len(table_of(folder, name))
 
@@ -102,8 +102,8 @@ def test_the_three_poolings_are_named_in_the_table_of_the_papers_layout(evaluate
 
 def test_scores_of_whole_subjects_and_of_slices_are_in_files_of_their_own(evaluated):
     folder, rows, _ = evaluated
-    scores = (folder / "second" / "scores.csv").read_text().splitlines()
-    slices = (folder / "second" / "slices.csv").read_text().splitlines()
+    scores = (folder / "second" / "scores.csv").read_text(encoding="utf-8").splitlines()
+    slices = (folder / "second" / "slices.csv").read_text(encoding="utf-8").splitlines()
     assert len(scores) + len(slices) == len(rows) + 2
     assert "slice" not in scores[0] and "plane,slice" in slices[0]
 
@@ -129,7 +129,7 @@ def test_the_comparison_finds_the_better_method_and_says_so_on_the_terminal(eval
 
 
 def test_best_median_and_worst_are_the_subjects_in_order_of_their_noise(evaluated):
-    page = (evaluated[0] / "second" / "report.html").read_text()
+    page = (evaluated[0] / "second" / "report.html").read_text(encoding="utf-8")
     assert re.findall(r"<figcaption>(s\d) \((\w+)\)", page) == [
         ("s0", "best"), ("s1", "median"), ("s2", "worst"),
     ]  # fmt: skip
@@ -168,7 +168,9 @@ def test_the_comparison_of_an_evaluation_before_does_not_stay(cohort, tmp_path):
     for given in (other, None):
         write_evaluation(Blurred(truths, 0.05), [case], tmp_path / "out", other=given, progress=False)
         assert len(list((tmp_path / "out/tables").glob("comparison.*"))) == 2 * bool(given)
-        assert ("paired by subject" in (tmp_path / "out/report.html").read_text()) == bool(given)
+        assert ("paired by subject" in (tmp_path / "out/report.html").read_text(encoding="utf-8")) == bool(
+            given
+        )
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -177,7 +179,7 @@ def test_figures_of_subjects_that_were_trained_on_are_marked_on_the_page(cohort,
     segmenter = Blurred(truths, 0.05)
     segmenter.provenance = {"source": {"subject_digests": [subject_digest(cases[1])] if seen else []}}
     write_evaluation(segmenter, cases, tmp_path, seen_too=True, progress=False)
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert ("Of the 3 subjects scored, 1 were trained on" in page) == seen
 
 
@@ -195,7 +197,7 @@ def test_one_subject_whose_structures_are_all_missed_still_has_its_page(cohort, 
     assert found["bone", "dice"] == found["bone", "recall"] == 0 and found["bone", "hd95_mm"] == math.inf
     assert found["bone", "avd_percent"] == 100 and found["bone", "volume_predicted_ml"] == 0
     assert "\N{INFINITY}" in text and "1 subject, T1w" in text
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert (
         "limits need two subjects or more" in page and "s0: mean Dice 0.000" in page and "(best)" not in page
     )
@@ -225,7 +227,10 @@ def probed(tmp_path, text):
     """Widths of the pictures as the browser decoded them (0: broken), whether the page scrolls sideways."""
     assert POLICY in text
     copy = tmp_path / "probed.html"
-    copy.write_text(text.replace(POLICY, POLICY + "; script-src 'unsafe-inline'").replace("</body>", PROBE))
+    copy.write_text(
+        text.replace(POLICY, POLICY + "; script-src 'unsafe-inline'").replace("</body>", PROBE),
+        encoding="utf-8",
+    )
     document, console = browse(tmp_path, copy, "--window-size=1200,900", "--dump-dom")
     found = re.search(r"<title>\[(.*?)\]</title>", document)
     assert found, "the page did not load"
@@ -244,18 +249,20 @@ def test_a_browser_shows_every_picture_and_heading_without_a_complaint(evaluated
     headings = re.findall(r"<h2>(.*?)</h2>", document)
     assert headings == ["Scores", "Comparison", "Confusion", "Volumes", "Training", "Cases"]
     assert document.count("<table>") == len(FILES)
-    widths, wide, _ = probed(tmp_path, page.read_text())
+    widths, wide, _ = probed(tmp_path, page.read_text(encoding="utf-8"))
     assert len(widths) == 4 + 3 and min(widths) > 100  # dots twice, volumes, curves; three cases
     assert not wide
 
 
 @needs_browser
 def test_the_probe_sees_a_broken_picture_and_the_console_a_forbidden_one(evaluated, tmp_path):
-    text = (evaluated[0] / "second" / "report.html").read_text()
+    text = (evaluated[0] / "second" / "report.html").read_text(encoding="utf-8")
     widths, _, _ = probed(tmp_path, text.replace("data:image/png;base64,", "data:image/png;base64,AAAA", 1))
     assert widths.count(0) == 1
     outside = tmp_path / "outside.html"
-    outside.write_text(text.replace("<main>", '<main><img src="https://mrseg.invalid/x.png">'))
+    outside.write_text(
+        text.replace("<main>", '<main><img src="https://mrseg.invalid/x.png">'), encoding="utf-8"
+    )
     assert any("violates" in line for line in browse(tmp_path, outside, "--dump-dom")[1])
 
 

@@ -20,7 +20,7 @@ def texts(figure):
 
 def test_a_log_is_read_column_by_column(tmp_path):
     path = tmp_path / "log.csv"
-    path.write_text("epoch,loss,val_loss\n0,1.5,2.5\n1,1.25,\n")
+    path.write_text("epoch,loss,val_loss\n0,1.5,2.5\n1,1.25,\n", encoding="utf-8")
     log = read_log(path)
     np.testing.assert_array_equal(log["epoch"], [0, 1])
     np.testing.assert_array_equal(log["loss"], [1.5, 1.25])
@@ -29,7 +29,7 @@ def test_a_log_is_read_column_by_column(tmp_path):
 
 def test_a_log_without_epochs_column_counts_from_zero(tmp_path):
     path = tmp_path / "log.csv"
-    path.write_text("loss\n3\n2\n")
+    path.write_text("loss\n3\n2\n", encoding="utf-8")
     np.testing.assert_array_equal(read_log(path)["epoch"], [0, 1])
 
 
@@ -38,7 +38,7 @@ def test_a_log_without_epochs_column_counts_from_zero(tmp_path):
 )
 def test_a_log_without_numbers_is_refused_by_name(tmp_path, text, message):
     path = tmp_path / "log.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:
         read_log(path)
     assert "log.csv" in str(caught.value)

@@ -59,9 +59,9 @@ def test_a_cohort_is_written_as_bids_derivatives(bright, bids, tmp_path):
     scan = nib.load(bids / "sub-01/anat/sub-01_T2w.nii.gz")
     np.testing.assert_array_equal(labels, scan.get_fdata() > 0.5)
     np.testing.assert_array_equal(affine, scan.affine)
-    table = (folder / "sub-01_desc-mrseg_dseg.tsv").read_text()
+    table = (folder / "sub-01_desc-mrseg_dseg.tsv").read_text(encoding="utf-8")
     assert table == "index\tname\tcolor\n0\tbackground\tn/a\n1\tbright\t#E69F00\n255\tignore\tn/a\n"
-    about = json.loads((tmp_path / "out/dataset_description.json").read_text())
+    about = json.loads((tmp_path / "out/dataset_description.json").read_text(encoding="utf-8"))
     assert about["DatasetType"] == "derivative" and about["GeneratedBy"][0]["Name"] == "mrseg"
     origin = read_sidecar(folder / "sub-01_desc-mrseg_dseg.nii.gz")["provenance"]
     assert origin["segmenter_digest"] == bright.digest and origin["input"] == "sub-01_T2w.nii.gz"
@@ -80,7 +80,9 @@ def test_maps_that_are_asked_for_are_written_beside(bright, bids, tmp_path):
     np.testing.assert_allclose(probabilities.get_fdata().sum(-1), 1, atol=1e-5)
     for image in (probabilities, labels, variance):
         np.testing.assert_allclose(image.affine, LPS)
-    names = json.loads((tmp_path / "out/sub-02/anat/sub-02_desc-mrseg_probseg.json").read_text())
+    names = json.loads(
+        (tmp_path / "out/sub-02/anat/sub-02_desc-mrseg_probseg.json").read_text(encoding="utf-8")
+    )
     assert names["LabelMap"] == ["background", "bright"]
     assert not list((tmp_path / "out").rglob(".*"))
 
@@ -131,11 +133,15 @@ def test_label_maps_of_another_sequence_are_not_replaced(bright, bids, tmp_path)
 
 
 def test_a_folder_of_others_is_refused(bright, bids, tmp_path):
-    (bids / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.8.0"}')
+    (bids / "dataset_description.json").write_text(
+        '{"Name": "raw", "BIDSVersion": "1.8.0"}', encoding="utf-8"
+    )
     with pytest.raises(InputError, match="folder of their own"):
         predict_cohort(bright, bids, bids)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/dataset_description.json").write_text('{"GeneratedBy": [{"Name": "other"}]}')
+    (tmp_path / "out/dataset_description.json").write_text(
+        '{"GeneratedBy": [{"Name": "other"}]}', encoding="utf-8"
+    )
     with pytest.raises(InputError, match="is not mrseg's"):
         predict_cohort(bright, bids, tmp_path / "out")
 

@@ -51,9 +51,12 @@ def test_outputs_are_bids_derivatives_with_label_table_and_page(cohort, tmp_path
     base = tmp_path / f"sub-{label}" / "anat" / f"sub-{label}_space-T1w_dseg"
     assert prepared[0].labels["T1w"] == base.with_name(base.name + ".nii.gz")
     assert base.with_suffix(".json").is_file()
-    assert base.with_suffix(".tsv").read_text().splitlines()[3] == "2\tbone\t#E69F00"
-    assert json.loads((tmp_path / "dataset_description.json").read_text())["DatasetType"] == "derivative"
-    text = (tmp_path / "quality.html").read_text()
+    assert base.with_suffix(".tsv").read_text(encoding="utf-8").splitlines()[3] == "2\tbone\t#E69F00"
+    assert (
+        json.loads((tmp_path / "dataset_description.json").read_text(encoding="utf-8"))["DatasetType"]
+        == "derivative"
+    )
+    text = (tmp_path / "quality.html").read_text(encoding="utf-8")
     assert "2 scans of 2 subjects" in text and text.count("data:image/png") == 2
     assert f'href="pictures/sub-{label}_space-T1w.png"' in text
     files, unknown = bids_files(tmp_path, derivative=True)
@@ -93,7 +96,9 @@ def test_two_subjects_of_one_bids_name_are_refused_before_any_work(cohort, tmp_p
 
 
 def test_the_folder_of_the_scans_themselves_is_refused(cohort, tmp_path):
-    (tmp_path / "dataset_description.json").write_text('{"Name": "my study", "BIDSVersion": "1.9.0"}')
+    (tmp_path / "dataset_description.json").write_text(
+        '{"Name": "my study", "BIDSVersion": "1.9.0"}', encoding="utf-8"
+    )
     with pytest.raises(InputError, match="Derivatives go into a folder of their own"):
         prepare(cohort, tmp_path, labelling=REGISTERED, progress=False)
 
@@ -117,10 +122,10 @@ def test_one_refused_scan_stops_no_other_and_the_page_has_both(cohort, tmp_path)
     with pytest.raises(InputError, match=f"{bad.subject}, T1w: "):
         prepare([bad, cohort[1]], tmp_path / "out", labelling=REGISTERED, progress=False)
     assert len(list((tmp_path / "out").rglob("*_dseg.nii.gz"))) == 1
-    page = (tmp_path / "out" / "quality.html").read_text()
+    page = (tmp_path / "out" / "quality.html").read_text(encoding="utf-8")
     assert "2 scans of 2 subjects" in page and ", 1 refused." in page and page.count("data:image/png") == 1
     assert not (tmp_path / "out" / "cohort.tsv").exists()
-    assert len((tmp_path / "out" / "quality.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "out" / "quality.csv").read_text(encoding="utf-8").splitlines()) == 3
 
 
 def test_labels_know_their_ct_thresholds_and_quality(cohort, tmp_path):
@@ -147,7 +152,7 @@ def test_a_half_written_sidecar_is_made_again(cohort, tmp_path):
     prepared, quality = prepare(cohort[:1], tmp_path, labelling=REGISTERED, progress=False)
     path = prepared[0].labels["T1w"]
     sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-    sidecar.write_text(json.dumps(read_sidecar(path))[:40])
+    sidecar.write_text(json.dumps(read_sidecar(path))[:40], encoding="utf-8")
     assert prepare(cohort[:1], tmp_path, labelling=REGISTERED, progress=False)[1] == quality
     assert read_sidecar(path)["labels"]["0"] == "air"
 
@@ -159,7 +164,7 @@ def test_a_displaced_ct_is_brought_back(tmp_path):
     (ct_hu, ct_affine), _ = phantom.ct_image(head)
     write_volume(tmp_path / "t1.nii.gz", *image)
     write_volume(tmp_path / "ct.nii.gz", ct_hu, ct_affine)
-    (tmp_path / "cohort.tsv").write_text("subject\tT1w\tct\ns1\tt1.nii.gz\tct.nii.gz\n")
+    (tmp_path / "cohort.tsv").write_text("subject\tT1w\tct\ns1\tt1.nii.gz\tct.nii.gz\n", encoding="utf-8")
     prepared, quality = prepare(
         read_cases(tmp_path / "cohort.tsv"), tmp_path / "out", labelling=Labelling(), progress=False
     )

@@ -132,7 +132,7 @@ def test_the_page_has_a_row_for_every_scan_with_its_picture_and_warnings(tmp_pat
         {**GOOD, "subject": "s2", "cut_top": 0.5},
         {"subject": "s3", "sequence": "T2w", "refused": "the CT shows <another> head"},
     ]
-    text = write_quality(rows, tmp_path, {"seed": 3}).read_text()
+    text = write_quality(rows, tmp_path, {"seed": 3}).read_text(encoding="utf-8")
     assert "3 scans of 3 subjects: 2 with warnings, 1 refused." in text
     assert len(re.findall("<tr>", text)) == 2 + len(rows)  # two lines of headings
     assert text.count("data:image/png") == 1 and 'href="large/s1.png"' in text
@@ -142,10 +142,10 @@ def test_the_page_has_a_row_for_every_scan_with_its_picture_and_warnings(tmp_pat
 
 def test_a_page_of_refused_scans_alone_is_written(tmp_path):
     page = write_quality([{"subject": "s", "sequence": "T1w", "refused": "no"}], tmp_path, {})
-    assert "1 scan of 1 subject: 1 with warnings, 1 refused." in page.read_text()
+    assert "1 scan of 1 subject: 1 with warnings, 1 refused." in page.read_text(encoding="utf-8")
 
 
 def test_the_page_of_one_good_scan_in_place_says_so(tmp_path):
     row = {k: v for k, v in GOOD.items() if not k.startswith(("mutual", "jacobian", "overlap"))}
-    text = write_quality([row], tmp_path, {}).read_text()
+    text = write_quality([row], tmp_path, {}).read_text(encoding="utf-8")
     assert "1 scan of 1 subject: no warnings." in text and "lay on the MR&#x27;s grid already" in text

@@ -31,7 +31,7 @@ def page(tmp_path, **changes):
     text = load_recipe("phantom_t1").as_dict()
     text.update(changes)
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(text))
+    path.write_text(yaml.safe_dump(text), encoding="utf-8")
     return path
 
 
@@ -54,7 +54,7 @@ def test_a_page_of_no_paper_says_so_and_promises_no_figures():
 def test_every_page_survives_writing_and_reading(name, tmp_path):
     recipe = load_recipe(name)
     path = tmp_path / "copy.yaml"
-    path.write_text(yaml.safe_dump(recipe.as_dict()))
+    path.write_text(yaml.safe_dump(recipe.as_dict()), encoding="utf-8")
     assert load_recipe(path) == recipe
 
 
@@ -236,7 +236,7 @@ def test_a_wrong_page_is_one_clear_error(tmp_path, changes, words):
 
 def test_yaml_reads_1e_3_as_text_and_the_error_says_so(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("base: phantom_t1\ntraining: {learning_rate: 1e-3}\n")
+    path.write_text("base: phantom_t1\ntraining: {learning_rate: 1e-3}\n", encoding="utf-8")
     with pytest.raises(InputError, match="write 1.0e-3"):
         load_recipe(path)
 
@@ -248,7 +248,7 @@ def test_an_unknown_recipe_names_the_nearest():
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "a: b: c"])
 def test_a_file_that_is_no_page_is_refused_in_one_line(tmp_path, text):
-    (tmp_path / "x.yaml").write_text(text)
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught:
         load_recipe(tmp_path / "x.yaml")
     assert "\n" not in str(caught.value)
@@ -353,7 +353,7 @@ def test_what_is_passed_on_names_no_subject():
 
 def test_a_recipe_that_is_its_own_base_is_refused(tmp_path):
     path = tmp_path / "loop.yaml"
-    path.write_text(f"base: {path}\n")
+    path.write_text(f"base: {path}\n", encoding="utf-8")
     with pytest.raises(InputError, match="not its own base"):
         load_recipe(path)
 
@@ -413,7 +413,7 @@ def test_scans_of_every_named_sequence_train_and_the_claim_names_them(tmp_path, 
     )  # fmt: skip
     train_recipe(recipe, two_sequences(tmp_path / "raw"), tmp_path / "run", progress=False)
     assert len(seen["train"]) == 4  # T2w of two subjects, T1w of two
-    claimed = json.loads((tmp_path / "run/run.json").read_text())["cases"]
+    claimed = json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))["cases"]
     assert sorted(name.split("_")[-1] for _, _, name, _ in claimed) == [
         "T1w.nii.gz", "T1w.nii.gz", "T2w.nii.gz", "T2w.nii.gz",
     ]  # fmt: skip
@@ -510,7 +510,7 @@ def test_statistics_need_no_labels_and_move_statistics_alone(tmp_path, base):
     old = {w.path: np.array(w) for w in source.model.weights}
     moved = {w.path.split("/")[-1] for w in carried.model.weights if not np.array_equal(w, old[w.path])}
     assert moved == {"moving_mean", "moving_variance"}
-    assert "mean moved by" in (tmp_path / "run/transfer.txt").read_text()
+    assert "mean moved by" in (tmp_path / "run/transfer.txt").read_text(encoding="utf-8")
     again = train_recipe(recipe, cases, tmp_path / "run", source=source, progress=False)
     for one, other in zip(carried.model.get_weights(), again.model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)  # threads may sum in another order

@@ -139,14 +139,14 @@ def test_a_missing_value_is_a_dash_with_its_reason(page):
 def test_the_reason_of_a_cell_wins_over_the_reason_of_its_table(tmp_path):
     made = table([{"a": "x", "b": Missing("not trained")}], caption="", missing="undefined")
     path = write_report(tmp_path / "r.html", title="t", summary=[], sections=[Section("s", (made,))])
-    assert [attrs["title"] for attrs in Page(path.read_text()).all("abbr")] == ["not trained"]
+    assert [attrs["title"] for attrs in Page(path.read_text(encoding="utf-8")).all("abbr")] == ["not trained"]
 
 
 def test_numbers_are_flush_right_and_the_best_is_bold(tmp_path):
     rows = [{"model": "a", "dice": Estimate(0.5, 0.1)}, {"model": "b", "dice": 0.75}]
     made = table(rows, [Column("model"), Column("dice", best="highest", unit="%")], caption="c")
     path = write_report(tmp_path / "r.html", title="t", summary=[], sections=[Section("s", (made,))])
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert '<td class="number">0.500<small>± 0.100</small></td>' in text
     assert '<td class="number"><strong>0.750</strong></td>' in text
     assert '<th scope="col" class="number">dice <span class="unit">%</span></th>' in text
@@ -170,7 +170,7 @@ def test_cells_hold_pictures_that_open_a_file_and_lists_of_texts(tmp_path):
     path = write_report(
         tmp_path / "a.html", title="t", summary=(), sections=[Section("s", (table(rows, caption="c"),))]
     )
-    page = Page(path.read_text())
+    page = Page(path.read_text(encoding="utf-8"))
     assert page.all("img") == [
         {"alt": "red <b>", "src": "data:image/png;base64," + base64.b64encode(small).decode()}
     ]
@@ -182,7 +182,7 @@ def test_cells_hold_pictures_that_open_a_file_and_lists_of_texts(tmp_path):
 def test_a_picture_without_link_opens_nothing(tmp_path):
     section = Section("s", (Picture("red", solid_png("red")),))
     path = write_report(tmp_path / "a.html", title="t", summary=(), sections=[section])
-    assert Page(path.read_text()).all("a") == []
+    assert Page(path.read_text(encoding="utf-8")).all("a") == []
 
 
 def test_links_on_top_lead_to_the_sections(page):
@@ -209,10 +209,10 @@ def test_characters_that_html_forbids_are_replaced(tmp_path):
 )
 def test_what_cannot_be_shown_is_refused_and_the_old_page_stays(tmp_path, item, message):
     path = tmp_path / "r.html"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     with pytest.raises(InputError, match=message):
         write_report(path, title="t", summary=[], sections=[Section("s", (item,))])
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_browser_shows_the_page_with_both_kinds_of_picture(tmp_path):

@@ -89,10 +89,10 @@ def test_saving_again_replaces_the_folder_as_a_whole(tmp_path):
 
 
 def test_a_folder_with_other_files_is_never_replaced(tmp_path):
-    (tmp_path / "log.csv").write_text("precious")
+    (tmp_path / "log.csv").write_text("precious", encoding="utf-8")
     with pytest.raises(InputError, match="which holds other files"):
         segmenter().save(tmp_path)
-    assert (tmp_path / "log.csv").read_text() == "precious"
+    assert (tmp_path / "log.csv").read_text(encoding="utf-8") == "precious"
 
 
 @pytest.mark.parametrize("part", ["segmenter.json", "network.keras"])
@@ -120,9 +120,9 @@ def test_a_network_that_was_exchanged_is_refused(tmp_path):
 )
 def test_a_damaged_card_is_refused_with_its_name(tmp_path, damage):
     path = segmenter().save(tmp_path / "s") / "segmenter.json"
-    card = json.loads(path.read_text())
+    card = json.loads(path.read_text(encoding="utf-8"))
     damage(card)
-    path.write_text(json.dumps(card))
+    path.write_text(json.dumps(card), encoding="utf-8")
     with pytest.raises(InputError, match=r"segmenter\.json"):
         Segmenter.load(tmp_path / "s")
 

@@ -92,7 +92,7 @@ def test_a_folder_that_is_there_goes_before_a_name(segmenter, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     segmenter.save(tmp_path / "t1")
     store.import_weights(tmp_path / "t1")
-    (tmp_path / "t1" / store.CARD).write_text("{}")
+    (tmp_path / "t1" / store.CARD).write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="card that mrseg wrote"):
         Segmenter.load("t1")
 
@@ -106,9 +106,9 @@ def test_stored_weights_are_not_replaced(segmenter, tmp_path):
 
 def altered(folder, change):
     path = folder / store.CARD
-    card = json.loads(path.read_text())
+    card = json.loads(path.read_text(encoding="utf-8"))
     change(card)
-    path.write_text(json.dumps(card))
+    path.write_text(json.dumps(card), encoding="utf-8")
     return folder
 
 

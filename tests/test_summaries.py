@@ -249,7 +249,7 @@ def test_rows_come_back_from_their_file(tmp_path):
 )
 def test_a_file_that_holds_no_scores_is_refused(tmp_path, text, message):
     path = tmp_path / "scores.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         read_rows(path)
     with pytest.raises(FileNotFoundError):

@@ -100,7 +100,9 @@ def test_a_killed_run_with_rates_per_group_goes_on_with_them(tmp_path):
     whole, _ = run(tmp_path / "whole", Training(epochs=2, batch_size=2, **rates))
     run(tmp_path / "parts", Training(epochs=1, batch_size=2, **rates))
     state = tmp_path / "parts" / "checkpoint" / "state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"finished": False}))  # as a kill leaves it
+    state.write_text(
+        json.dumps(json.loads(state.read_text(encoding="utf-8")) | {"finished": False})
+    )  # as a kill leaves it
     parts, _ = run(tmp_path / "parts", Training(epochs=2, batch_size=2, **rates))
     for a, b in zip(weights(whole), weights(parts), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -124,7 +126,7 @@ def test_a_run_on_kept_features_goes_on_after_a_kill_and_trains_the_network_itse
     whole = trained(tmp_path / "whole", 2)
     trained(tmp_path / "parts", 1)
     state = tmp_path / "parts" / "checkpoint" / "state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"finished": False}))
+    state.write_text(json.dumps(json.loads(state.read_text(encoding="utf-8")) | {"finished": False}))
     for a, b, start in zip(whole, trained(tmp_path / "parts", 2), weights(model()), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.array_equal(a, start) == (a.shape[-1] != 3)  # the head's tensors alone moved
@@ -210,7 +212,7 @@ def test_the_log_has_a_row_an_epoch_and_no_temporary_file_stays(tmp_path):
     assert {"loss", "dice_bone", "val_loss", "learning_rate"} <= set(rows[0])
     assert float(rows[1]["val_loss"]) == history[1]["val_loss"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "log.csv"]
-    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["finished"]
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text(encoding="utf-8"))["finished"]
 
 
 def test_the_plateau_multiplies_the_rate_and_early_stopping_ends_the_run(tmp_path):

@@ -147,7 +147,7 @@ class CaseCache:
         name = hashlib.sha256(str(scan.resolve()).encode()).hexdigest()
         note = self.folder / f"{name}.json"
         try:
-            noted = json.loads(note.read_text())
+            noted = json.loads(note.read_text(encoding="utf-8"))
             if noted["files"] == state:
                 return noted["sha256"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -156,7 +156,7 @@ class CaseCache:
         youngest = max(times for _, _, *changed in state for times in changed)
         if time.time_ns() - youngest > _SETTLED_NS and [_state(file) for file in files] == state:
             with atomic_file(note) as temporary:
-                temporary.write_text(json.dumps({"files": state, "sha256": digest}))
+                temporary.write_text(json.dumps({"files": state, "sha256": digest}), encoding="utf-8")
         return digest
 
     def _sweep(self) -> None:

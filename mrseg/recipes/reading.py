@@ -111,6 +111,6 @@ def memory_mb() -> float:
     """Memory of the machine in MB (10^6 bytes), or less where a container is given less."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in map(Path, _CONTAINER_LIMITS):
-        text = file.read_text().strip() if file.is_file() else ""
+        text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
         sizes += [int(text)] if text.isdigit() else []
     return min(sizes) / 1e6

@@ -158,15 +158,15 @@ def _claim(study: Study, output: Path) -> None:
         key: value for key, value in configuration.as_plain(dataclasses.asdict(study)).items() if key in kept
     }
     path = output / "study.json"
-    if path.exists() and json.loads(path.read_text()) != page:
-        earlier = json.loads(path.read_text())
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != page:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
         raise error(
             "A folder holds one study.",
             f"{output}, begun with another {', '.join(key for key in page if page[key] != earlier.get(key))}",
             "Choose another output folder.",
         )
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(page, indent=1))
+        temporary.write_text(json.dumps(page, indent=1), encoding="utf-8")
 
 
 def _check_shown(study: Study, cases: Sequence[Case], overrides: Sequence[str]) -> None:

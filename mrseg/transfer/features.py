@@ -340,7 +340,9 @@ class _Writer:
     def finish(self, folder: Path) -> CachedFeatures:
         if not self.count:
             raise _checks.error("Features are computed of at least one batch.", "no batch")
-        (self.folder / _MARK).write_text(f"{self.count} cases of features of {self.cut.suffix.name}\n")
+        (self.folder / _MARK).write_text(
+            f"{self.count} cases of features of {self.cut.suffix.name}\n", encoding="utf-8"
+        )
         arrays = tuple(
             dataclasses.replace(a, file=folder / a.file.name, crc32=self.checksums[a.file.name])
             for a in self.arrays

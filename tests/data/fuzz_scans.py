@@ -51,7 +51,7 @@ class Flags(logging.Handler):
 
 def address_space_mb() -> float:
     """Largest address space of the process so far: what was asked for counts, used or not."""
-    text = Path("/proc/self/status").read_text()
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
     return float(text.split("VmPeak:")[1].split()[0]) / 1024
 
 

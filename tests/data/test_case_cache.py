@@ -134,7 +134,7 @@ def test_bytes_are_hashed_again_only_when_size_or_times_changed(tmp_path, monkey
     cache.get([source], {}, Maker())
     assert len(hashed) == 2
     (note,) = (tmp_path / "cache").glob("*.json")
-    note.write_text('{"files": ')  # damaged: of no use, and no harm
+    note.write_text('{"files": ', encoding="utf-8")  # damaged: of no use, and no harm
     cache.get([source], {}, Maker())
     assert len(hashed) == 3
 
@@ -184,7 +184,7 @@ def test_a_file_of_another_case_under_this_name_is_not_read(tmp_path):
 
 
 def test_a_folder_that_cannot_be_one_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OSError, match="must be writable.*file"):
         CaseCache(tmp_path / "file/cache")
 
@@ -203,7 +203,7 @@ def test_what_killed_processes_left_is_removed_after_a_day(tmp_path):
     old, young = tmp_path / ".x.h5.abc.partial", tmp_path / ".y.h5.abc.partial"
     for folder in (old, young):
         folder.mkdir()
-        (folder / "part").write_text("half")
+        (folder / "part").write_text("half", encoding="utf-8")
     os.utime(old, (time.time() - 25 * 3600,) * 2)
     CaseCache(tmp_path)
     assert not old.exists() and young.exists()

@@ -181,7 +181,7 @@ def test_relative_paths_are_written_as_seen_from_the_table(tmp_path, monkeypatch
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.nii").touch()
     cases.write_cases([Case("s01", {"T1w": Path("data/a.nii")})], "data/cohort.tsv")
-    assert (tmp_path / "data" / "cohort.tsv").read_text().splitlines()[1] == "s01\ta.nii\tn/a"
+    assert (tmp_path / "data" / "cohort.tsv").read_text(encoding="utf-8").splitlines()[1] == "s01\ta.nii\tn/a"
 
 
 def test_no_cases_make_no_table(tmp_path):

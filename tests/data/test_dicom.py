@@ -159,7 +159,7 @@ def study(tmp_path):
     folder_of(tmp_path / "study" / "a", tags={"0008|103e": "HEAD 5mm"})
     second = {"0008|103e": "AX T2", "0020|000e": "1.2.3.2", "0008|0060": "MR", "0008|0016": dicom_files.MR}
     folder_of(tmp_path / "study", counting((3, 4, 2)), tags=second, name="b")
-    (tmp_path / "study" / "README.txt").write_text("notes")
+    (tmp_path / "study" / "README.txt").write_text("notes", encoding="utf-8")
     (tmp_path / "study" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     return tmp_path / "study"
 
@@ -279,7 +279,7 @@ def test_a_single_slice_and_a_folder_without_images_are_refused(tmp_path):
     refused(folder_of(tmp_path, counting((5, 4, 1))), "two slices")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "0 files, no DICOM image")
-    (tmp_path / "empty" / "a.txt").write_text("hello")
+    (tmp_path / "empty" / "a.txt").write_text("hello", encoding="utf-8")
     refused(tmp_path / "empty", "1 files, no DICOM image", read=list_series)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         list_series(tmp_path / "nowhere")

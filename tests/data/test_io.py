@@ -373,7 +373,7 @@ def test_a_series_with_nan_or_cut_short_is_refused(tmp_path):
 def test_a_series_that_is_missing_or_no_image_is_named(tmp_path, read):
     with pytest.raises(FileNotFoundError, match="dsc.nii"):
         read(tmp_path / "dsc.nii")
-    (tmp_path / "a.nii").write_text("hello")
+    (tmp_path / "a.nii").write_text("hello", encoding="utf-8")
     refused(tmp_path / "a.nii", "does not begin with a NIfTI header", read=read)
 
 
@@ -578,7 +578,7 @@ def test_the_sidecar_is_strict_json(tmp_path):
     def no_constants(name):
         raise AssertionError(name)
 
-    json.loads((tmp_path / "a.json").read_text(), parse_constant=no_constants)
+    json.loads((tmp_path / "a.json").read_text(encoding="utf-8"), parse_constant=no_constants)
 
 
 # Real scans
@@ -629,8 +629,8 @@ def test_an_image_has_a_sidecar_on_request_and_keeps_that_of_others(tmp_path):
 
 @pytest.mark.parametrize("content", ['{"RepetitionTime": 2.0}', "[1]", "5", '"provenance"'])
 def test_the_sidecar_of_an_image_replaces_no_foreign_file(tmp_path, content):
-    (tmp_path / "a.json").write_text(content)
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match="replaces no other file"):
         io.write_volume(tmp_path / "a.nii", ramp(), AFFINE, {"run": 1})
-    assert (tmp_path / "a.json").read_text() == content
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == content
     assert not (tmp_path / "a.nii").exists()

@@ -116,7 +116,7 @@ def test_mrbrains13_merges_to_the_tissues_as_its_page_says():
 
 def test_a_label_table_has_a_row_and_a_colour_for_every_class(tmp_path):
     labels.write_label_table(tmp_path / "a_dseg.tsv", labels.TISSUE_CLASSES)
-    rows = [line.split("\t") for line in (tmp_path / "a_dseg.tsv").read_text().splitlines()]
+    rows = [line.split("\t") for line in (tmp_path / "a_dseg.tsv").read_text(encoding="utf-8").splitlines()]
     assert rows[0] == ["index", "name", "color"]
     assert [row[:2] for row in rows[1:]] == [
         ["0", "background"], ["1", "csf"], ["2", "gm"], ["3", "wm"], ["255", "ignore"],

@@ -395,7 +395,7 @@ def test_a_saved_registration_is_read_back_equal_and_maps_points_alike(deformed,
 )
 def test_a_damaged_registration_file_is_refused_by_name(tmp_path, damage):
     path = registration.save_registration(of(euler()), tmp_path / "r.json")
-    path.write_text(damage(json.loads(path.read_text())))
+    path.write_text(damage(json.loads(path.read_text(encoding="utf-8"))))
     with pytest.raises(InputError, match="r.json"):
         registration.load_registration(path)
 

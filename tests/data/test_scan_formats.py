@@ -304,7 +304,7 @@ def test_a_header_apart_from_its_voxels_needs_them_beside_it(tmp_path):
     (tmp_path / "scan.raw").unlink()
     with pytest.raises(FileNotFoundError, match=r"scan\.mhd.*scan\.raw"):
         io.read_volume(path)
-    path.write_text(path.read_text().replace("scan.raw", "../scan.raw"))
+    path.write_text(path.read_text(encoding="utf-8").replace("scan.raw", "../scan.raw"))
     with pytest.raises(InputError, match=r"scan\.mhd.*'data file'"):
         io.read_volume(path)
 

@@ -62,7 +62,8 @@ def test_a_bids_folder_without_the_sequence_names_those_there_are(tmp_path):
 def test_subjects_of_a_manifest_become_bids_labels_and_a_missing_sequence_is_told(tmp_path):
     touched(tmp_path, "a.nii.gz")
     (tmp_path / "cohort.tsv").write_text(
-        "subject\tT1w\tT2w\nIBSR_01\tn/a\ta.nii.gz\nsub-7\tn/a\ta.nii.gz\np3\ta.nii.gz\tn/a\n"
+        "subject\tT1w\tT2w\nIBSR_01\tn/a\ta.nii.gz\nsub-7\tn/a\ta.nii.gz\np3\ta.nii.gz\tn/a\n",
+        encoding="utf-8",
     )
     for data in (tmp_path, tmp_path / "cohort.tsv"):
         scans, unknown = find_scans(data, "T2w")
@@ -75,6 +76,6 @@ def test_subjects_of_a_manifest_become_bids_labels_and_a_missing_sequence_is_tol
 
 def test_two_subjects_that_become_one_label_are_refused(tmp_path):
     touched(tmp_path, "a.nii.gz")
-    (tmp_path / "cohort.tsv").write_text("subject\tT2w\ns_1\ta.nii.gz\ns1\ta.nii.gz\n")
+    (tmp_path / "cohort.tsv").write_text("subject\tT2w\ns_1\ta.nii.gz\ns1\ta.nii.gz\n", encoding="utf-8")
     with pytest.raises(InputError, match="'s1' and 's_1'"):
         find_scans(tmp_path / "cohort.tsv", "T2w")

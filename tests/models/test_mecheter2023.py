@@ -82,7 +82,8 @@ def test_kernels_start_from_glorot_uniform_and_biases_from_zero(paper_network):
         if isinstance(layer, keras.layers.Conv3D):
             kernel, bias = layer.get_weights()
             fan = np.prod(kernel.shape[:3]) * (kernel.shape[3] + kernel.shape[4])
-            assert np.abs(kernel).max() <= np.sqrt(6 / fan) and not bias.any()
+            limit = np.sqrt(6 / fan) * (1 + 1e-6)  # float32
+            assert np.abs(kernel).max() <= limit and not bias.any()
             assert isinstance(layer.kernel_initializer, keras.initializers.GlorotUniform)
 
 

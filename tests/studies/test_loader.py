@@ -32,7 +32,7 @@ tables:
 
 def page(tmp_path, text=PAGE):
     path = tmp_path / "mine.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -76,7 +76,7 @@ def test_settings_of_the_study_hold_for_every_experiment_unless_it_has_its_own(t
 def test_a_page_gives_only_what_differs_from_its_base(tmp_path):
     page(tmp_path)
     text = f"base: {tmp_path / 'mine.yaml'}\nname: other\nfolds: 2\nexperiments: {{open: {{grid: null}}}}\n"
-    (tmp_path / "other.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text(text, encoding="utf-8")
     study = load_study(tmp_path / "other.yaml", ["experiments.open.subjects=[1, 2]"])
     assert (study.name, study.title, study.folds) == ("other", "mine", 2)
     assert study.experiments[1].grid == {} and study.experiments[1].subjects == (1, 2)
@@ -109,7 +109,9 @@ def test_experiments_are_named_groups(tmp_path, text):
 
 def test_the_page_in_the_guide_is_a_study(tmp_path):
     guide = Path(__file__).parents[2] / "docs/guides/studies.md"
-    text = re.search(r"^```yaml\n(.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL).group(1)
+    text = re.search(
+        r"^```yaml\n(.*?)^```", guide.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    ).group(1)
     study = load_study(page(tmp_path, text))
     assert [e.name for e in study.experiments] == ["T1w", "open", "6 conv"]
 

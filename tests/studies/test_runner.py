@@ -46,8 +46,8 @@ tables:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    (folder / "tiny.yaml").write_text(STUDY.replace("RECIPE", str(folder / "recipe.yaml")))
-    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "tiny.yaml").write_text(STUDY.replace("RECIPE", str(folder / "recipe.yaml")), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     assert main(["study", str(folder / "tiny.yaml"), "--output", str(folder / "run")]) == 0
     return folder
 
@@ -59,7 +59,7 @@ def test_everything_that_is_promised_is_there(done):
                  "figures/time.svg", "cohort/cohort.tsv",
                  "trials/FC/fold2/segmenter/segmenter.json"):  # fmt: skip
         assert (run / file).stat().st_size, file
-    page = (run / "report.html").read_text()
+    page = (run / "report.html").read_text(encoding="utf-8")
     assert "synthetic" in page and "FC" in page and "Both." in page
 
 

@@ -119,7 +119,9 @@ def test_unseen_subjects_are_compared_one_by_one_with_the_reference():
 
 def test_convergence_is_the_epoch_with_95_percent_of_the_fall(tmp_path):
     (tmp_path / "trials/open").mkdir(parents=True)
-    (tmp_path / "trials/open/log.csv").write_text("epoch,loss\n0,1.0\n1,0.5\n2,0.05\n3,0.0\n")
+    (tmp_path / "trials/open/log.csv").write_text(
+        "epoch,loss\n0,1.0\n1,0.5\n2,0.05\n3,0.0\n", encoding="utf-8"
+    )
     assert tables.converged_seconds(trial("open"), tmp_path) == pytest.approx(8.0 * 3 / 4)
     assert math.isnan(tables.converged_seconds(trial("open", epochs=0), tmp_path))
     assert math.isnan(tables.converged_seconds(trial("gone"), tmp_path))
@@ -207,7 +209,9 @@ def test_a_total_with_an_untimed_training_is_no_total(tmp_path):
 
 def test_a_loss_that_is_no_number_never_converged(tmp_path):
     (tmp_path / "trials/open").mkdir(parents=True)
-    (tmp_path / "trials/open/log.csv").write_text("epoch,loss\n0,1.0\n1,0.5\n2,nan\n3,nan\n")
+    (tmp_path / "trials/open/log.csv").write_text(
+        "epoch,loss\n0,1.0\n1,0.5\n2,nan\n3,nan\n", encoding="utf-8"
+    )
     assert math.isnan(tables.converged_seconds(trial("open"), tmp_path))
 
 
