@@ -1,4 +1,4 @@
-# make demo   the main job on the built-in phantom (under 6 minutes on two cores, after the install)
+# make demo   the main job on the built-in phantom (6 to 8 minutes on two cores, after the install)
 # make test   what every change must pass
 # make check  make test and the long checks besides
 PYTHON ?= python3
