@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -85,6 +86,25 @@ def writable_folder(path: str | Path) -> Path:
             "Choose another folder or change its permissions."
         ) from reason
     return path
+
+
+@contextmanager
+def told_when_full(what: str, folder: Path, remedy: str) -> Iterator[None]:
+    """Says in one line what did not fit where the disk (or a limit on it) is full; other errors pass.
+
+    Args:
+        what: with its verb, say ``The features must``.
+        folder: where it was written.
+        remedy: the rest of the line.
+    """
+    try:
+        yield
+    except OSError as reason:
+        if reason.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            reason.errno, f"{what} fit on the disk. Received: {folder} ({reason.strerror}). {remedy}"
+        ) from reason
 
 
 def checksum(files: Iterable[Path]) -> str:

@@ -7,7 +7,6 @@ file. It appears whole or not at all, and begins with a checksum of the rest.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -29,7 +28,7 @@ import numpy as np
 
 from mrseg import __version__
 from mrseg._checks import error
-from mrseg._files import atomic_file, checksum, writable_folder
+from mrseg._files import atomic_file, checksum, told_when_full, writable_folder
 from mrseg.data.io import scan_files
 
 log = logging.getLogger(__name__)
@@ -249,19 +248,15 @@ def _write(path: Path, key: str, image: np.ndarray, labels: np.ndarray) -> None:
         for name, array in (("image", image), ("labels", labels)):
             chunks = tuple(min(n, size) for n, size in zip(CHUNK, array.shape, strict=True))
             file.create_dataset(name, data=array, chunks=chunks)
-    with memory.getbuffer() as content, content[_HEAD_BYTES:] as body:
-        try:
-            with atomic_file(path) as temporary, open(temporary, "wb") as stream:
-                stream.write(_head(key, zlib.crc32(body), len(body)))
-                stream.write(body)
-        except OSError as reason:
-            if reason.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise OSError(
-                reason.errno,
-                f"Cached cases must fit on the disk. Received: {path.parent} ({reason.strerror}). "
-                "Choose a folder with more room",
-            ) from reason
+    with (
+        memory.getbuffer() as content,
+        content[_HEAD_BYTES:] as body,
+        told_when_full("Cached cases must", path.parent, "Choose a folder with more room"),
+        atomic_file(path) as temporary,
+        open(temporary, "wb") as stream,
+    ):
+        stream.write(_head(key, zlib.crc32(body), len(body)))
+        stream.write(body)
 
 
 def _state(file: Path) -> list[Any]:

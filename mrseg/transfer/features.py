@@ -6,7 +6,6 @@ While a frozen prefix meets the same images in every epoch, it computes the same
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import itertools
 import logging
@@ -24,7 +23,7 @@ import numpy as np
 from keras import ops, tree
 
 from mrseg import _checks
-from mrseg._files import atomic_folder
+from mrseg._files import atomic_folder, told_when_full
 from mrseg.transfer.compiling import compile_like
 from mrseg.transfer.cutting import Cut, find_cut, stored_type
 
@@ -201,22 +200,14 @@ def cache_features(
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _MARK).exists():
         raise _checks.error("Features go into a folder of their own, which is removed later.", folder)
-    try:
-        with atomic_folder(folder) as temporary:
-            writer = _Writer(cut, temporary, precision)
-            for first, second in itertools.zip_longest(_batches(data), _batches(data)):
-                writer.add(first, second)
-            result = writer.finish(folder)
-    except OSError as reason:
-        if reason.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            reason.errno,
-            f"The features must fit on the disk. Received: {folder} ({reason.strerror}). The cache was "
-            "removed. "
-            "Choose a folder with more room, precision float16, or train without a cache",
-        ) from reason
-    return result
+    remedy = (
+        "The cache was removed. Choose a folder with more room, precision float16, or train without a cache"
+    )
+    with told_when_full("The features must", folder, remedy), atomic_folder(folder) as temporary:
+        writer = _Writer(cut, temporary, precision)
+        for first, second in itertools.zip_longest(_batches(data), _batches(data)):
+            writer.add(first, second)
+        return writer.finish(folder)
 
 
 def fit_cached(
