@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import surface_distance
 import torch
+from machine import processor
 from monai.metrics import (
     ConfusionMatrixMetric,
     DiceMetric,
@@ -259,16 +260,6 @@ def show(rows: list[dict], about: dict[str, str]) -> None:
             f"{row['ratio']:8.1f}  {row['ratio_lowest']} to {row['ratio_highest']}"
         )
     print(*(f"{name}: {text}" for name, text in about.items()), sep="\n")
-
-
-def processor() -> str:
-    """The processor's name and how many of its cores are there."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def _sorted_by_numpy(distances: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import platform
 import time
 import warnings
@@ -26,6 +25,7 @@ import SimpleITK as sitk
 import tensorflow as tf
 import torch
 import torchio
+from machine import processor
 from monai.transforms import NormalizeIntensity
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from scipy import ndimage
@@ -264,16 +264,6 @@ def show(rows: list[dict], about: dict[str, str]) -> None:
             f"({row['ratio_processor_lowest']} to {row['ratio_processor_highest']})"
         )
     print(*(f"{name}: {text}" for name, text in about.items()), sep="\n")
-
-
-def processor() -> str:
-    """The processor's name and how many of its cores are there."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":
