@@ -71,12 +71,8 @@ class Killed(RuntimeError):
     pass
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_very_weights_of_an_unbroken_one(tmp_path, monkeypatch):
-    settings = Training(epochs=3, batch_size=2, learning_rate=1e-2, plateau=Plateau("loss", 0.5, 1))
-    unbroken, history = run(tmp_path / "unbroken", settings)
-
-    from mrseg import training
-
+def die_in_the_second_epoch(monkeypatch):
+    """The next training is killed before its second epoch is saved, until ``monkeypatch.undo``."""
     save = training.Checkpoint._save
 
     def dies_in_the_second_epoch(self, finished):
@@ -85,6 +81,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_very_weights_of_an_unbroken_one(
         save(self, finished)
 
     monkeypatch.setattr(training.Checkpoint, "_save", dies_in_the_second_epoch)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_very_weights_of_an_unbroken_one(tmp_path, monkeypatch):
+    settings = Training(epochs=3, batch_size=2, learning_rate=1e-2, plateau=Plateau("loss", 0.5, 1))
+    unbroken, history = run(tmp_path / "unbroken", settings)
+
+    die_in_the_second_epoch(monkeypatch)
     with pytest.raises(Killed):
         run(tmp_path / "killed", settings)
     monkeypatch.undo()
@@ -170,14 +173,7 @@ def test_training_with_a_cache_is_training_without_one(tmp_path):
 def test_a_killed_run_with_a_cache_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
     settings = Training(epochs=3, cache_features="float32", **CACHED)
     unbroken, history = run_on_grid(tmp_path / "unbroken", settings)
-    save = training.Checkpoint._save
-
-    def dies_in_the_second_epoch(self, finished):
-        if len(self.history) == 2:
-            raise Killed
-        save(self, finished)
-
-    monkeypatch.setattr(training.Checkpoint, "_save", dies_in_the_second_epoch)
+    die_in_the_second_epoch(monkeypatch)
     with pytest.raises(Killed):
         run_on_grid(tmp_path / "killed", settings)
     monkeypatch.undo()
