@@ -15,6 +15,7 @@ from mrseg._checks import choice, error
 from mrseg.data.cases import Case
 from mrseg.dealing import check_classes, folds, is_dealt, subset, training_subjects
 from mrseg.recipes.loader import Recipe, load_recipe
+from mrseg.recipes.reading import having
 from mrseg.segmenter import Segmenter, trained_on
 
 
@@ -198,14 +199,8 @@ class Plan:
         """Which of the subjects an experiment that is trained once, or one before it, trains on."""
         subjects = {case.subject for case in dealt}
         recipe, experiment = self.recipes[name][0], self.experiments[name]
-        usable = {
-            case.subject
-            for case in self._once()
-            if case.split == "train"
-            and any(
-                s in case.images and (s in case.labels or not recipe.needs_labels) for s in recipe.sequences
-            )
-        }
+        training = [case for case in self._once() if case.split == "train"]
+        usable = {case.subject for s in recipe.sequences for case in having(recipe, training, s)}
         earlier = self._trained_once(experiment.source, dealt) if experiment.source in self.recipes else []
         return sorted(usable & subjects) or earlier
 

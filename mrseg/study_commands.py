@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mrseg._checks import error
 from mrseg.commands import AddCommand
 
@@ -80,6 +78,7 @@ def add_study_commands(command: AddCommand) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
+    from mrseg.data.datasets import read_cohort
     from mrseg.formats import to_text
     from mrseg.studies.loader import list_studies, load_study
     from mrseg.tables import table
@@ -94,7 +93,8 @@ def _study(options: argparse.Namespace) -> None:
         return
     if options.output is None:
         raise error("A study has a folder to write to.", "no --output", "Add --output runs/NAME.")
-    _run(load_study(options.name, options.changes), options)
+    cases = None if options.data is None else read_cohort(options.data)
+    _run(load_study(options.name, options.changes), cases, options)
 
 
 def _crossval(options: argparse.Namespace) -> None:
@@ -112,8 +112,8 @@ def _crossval(options: argparse.Namespace) -> None:
         subjects=tuple(options.subjects),
     )
     unseen = TablePage("unseen", "Every training subject.", (recipe.name,), split="val")
-    tests = [case for case in read_cohort(options.data) if case.split == "test"]
-    tested = any(recipe.sequence in case.labels for case in tests)
+    cases = read_cohort(options.data)
+    tested = any(case.split == "test" and recipe.sequence in case.labels for case in cases)
     study = Study(
         name="crossval",
         title=f"{recipe.name}, {options.folds} folds",
@@ -129,10 +129,12 @@ def _crossval(options: argparse.Namespace) -> None:
         choose=options.choose,
         seed=options.seed,
     )
-    _run(study, options, options.source)
+    _run(study, cases, options, options.source)
 
 
 def _values(text: str) -> tuple[str, list[Any]]:
+    import yaml
+
     key, equals, values = text.partition("=")
     if not equals or not values:
         raise error(
@@ -144,13 +146,12 @@ def _values(text: str) -> tuple[str, list[Any]]:
         raise error(f"The values of {key} are YAML.", repr(values), "Write V1,V2,... or [V1, V2].") from None
 
 
-def _run(study: Any, options: argparse.Namespace, source: Path | None = None) -> None:
-    from mrseg.data.datasets import read_cohort
+def _run(study: Any, cases: Any, options: argparse.Namespace, source: Path | None = None) -> None:
     from mrseg.studies.runner import run_study
 
     page, text = run_study(
         study,
-        None if options.data is None else read_cohort(options.data),
+        cases,
         options.output,
         source=source,
         overrides=options.overrides,

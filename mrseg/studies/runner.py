@@ -112,10 +112,7 @@ def run_study(
         notice=notice,
         provenance={"study": configuration.as_plain(dataclasses.asdict(study)), "versions": versions()},
     )
-    short = {
-        page.name: tables.scores_table(page, scores, study, trials, metrics=("dice",))
-        for page in study.tables
-    }
+    short = {name: tables.dice_alone(made[name]) for name in own}
     return page, "\n\n".join([*(to_text(table) for table in (made | short).values()), said]).strip()
 
 
@@ -262,10 +259,10 @@ def _depth_dice(
             ):
                 continue  # a line has the depths that were repeated with fewer subjects
             for rows in tables.fold_scores(scores, name, study.sequence, size, split).values():
-                for row in tables.mean_scores({1: rows}):
-                    if row["metric"] == "dice" and row["class"] in dice:
-                        by_depth = dice[row["class"]].setdefault(str(size or "all"), {})
-                        by_depth.setdefault(name, []).append(row["value"])
+                for (kind, metric), (value, _) in tables.pooled(rows).items():
+                    if metric == "dice" and kind in dice:
+                        by_depth = dice[kind].setdefault(str(size or "all"), {})
+                        by_depth.setdefault(name, []).append(value)
     return dice
 
 

@@ -32,21 +32,14 @@ _POOLED = {
 CONVERGED = 0.95
 
 
-def scores_table(
-    page: TablePage,
-    scores: Sequence[Row],
-    study: Study,
-    trials: Sequence[Row] = (),
-    *,
-    metrics: Sequence[str] = (),
-) -> Table:
+def scores_table(page: TablePage, scores: Sequence[Row], study: Study, trials: Sequence[Row] = ()) -> Table:
     """One table of the study; its note names the experiments that its subjects decided (``trials``)."""
     shown = _pair_rows(page, scores) if page.pairs else _experiment_rows(page, scores, study.sequence)
     classes = page.classes or study.classes or tuple(dict.fromkeys(row["class"] for row in shown))
     subjects = {
         row["subject"] for row in scores if row["split"] == page.split and row["experiment"] in page.named
     }
-    rows, columns = by_class(shown, by="experiment", metrics=metrics or page.metrics, classes=classes)
+    rows, columns = by_class(shown, by="experiment", metrics=page.metrics, classes=classes)
     if page.pairs or page.folds:  # percentages and single folds do not compete with scores
         columns = [dataclasses.replace(column, best="") for column in columns]
     note = f"{len(subjects)} subjects. {_POOLED[page.split]} {_INTERVALS}"
@@ -57,6 +50,13 @@ def scores_table(
             f"{', '.join(sorted(decided))}, which flatters it."
         )
     return table(rows, columns, caption=page.caption, note=note)
+
+
+def dice_alone(made: Table) -> Table:
+    """A table of scores without its other metrics, for the terminal; as it is where it has no Dice."""
+    first, *others = made.columns
+    kept = tuple(column for column in others if column.key.endswith(" dice"))
+    return dataclasses.replace(made, columns=(first, *kept)) if kept else made
 
 
 def fold_scores(
@@ -73,10 +73,10 @@ def fold_scores(
 
 def mean_scores(by_fold: Mapping[int, Sequence[Row]]) -> list[Row]:
     """The mean over folds of the pooled figures, with the paper's interval and that over subjects."""
-    pooled = [_pooled(rows) for rows in by_fold.values()]
+    of_folds = [pooled(rows) for rows in by_fold.values()]
     result = []
-    for key, (_, count) in pooled[0].items():
-        value = mean([of_fold[key][0] for of_fold in pooled])
+    for key, (_, count) in of_folds[0].items():
+        value = mean([of_fold[key][0] for of_fold in of_folds])
         of_subjects = _by_subject([row for rows in by_fold.values() for row in rows], *key)
         low, high = bootstrap_ci(of_subjects) if len(of_subjects) > 1 else (math.nan, math.nan)
         half = _wald(value, count)
@@ -268,7 +268,7 @@ def _experiment_rows(page: TablePage, scores: Sequence[Row], sequence: str) -> l
             raise error(f"Table {page.name} needs scores of {name}.", f"none on {page.split} subjects")
         # The first network of a study is not tested on the study's sequence.
         by_fold = fold_scores(scores, name, sequence if sequence in scored else scored[0], split=page.split)
-        figures = {fold: _pooled(rows) for fold, rows in by_fold.items()}
+        figures = {fold: pooled(rows) for fold, rows in by_fold.items()}
         # What is not trained is the same network in every fold.
         several = page.folds and any(found != next(iter(figures.values())) for found in figures.values())
         for fold, found in figures.items() if several else ():
@@ -299,7 +299,8 @@ def _pair_rows(page: TablePage, scores: Sequence[Row]) -> list[Row]:
     return shown
 
 
-def _pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, int]]:
+def pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, int]]:
+    """(class, metric) -> figure over all voxels of all subjects, and the true voxels of the class."""
     return {
         (row["class"], row["metric"]): (row["value"], row["count"])
         for row in summarize(rows)
