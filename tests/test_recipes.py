@@ -334,7 +334,7 @@ def test_a_begun_transfer_knows_its_source_again_after_it_was_saved_anew_and_ref
     tmp_path, no_training
 ):
     recipe = load_recipe("phantom_t2", [*SMALL, "sequence=T1w"])
-    cases, source = labelled_cases(tmp_path / "raw")[:1], source_of(recipe)
+    cases, source = labelled_cases(tmp_path / "raw")[:1], source_of(load_recipe("phantom_t1", SMALL))
     folder = tmp_path / "run"
     train_recipe(recipe, cases, folder, source=source)
     (folder / "segmenter").mkdir()
