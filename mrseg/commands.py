@@ -17,6 +17,7 @@ _LOGGER = logging.getLogger(__name__)
 #: Makes a parser: (name, what runs, one line, text of --help).
 AddCommand = Callable[[str, Callable[[argparse.Namespace], None], str, str], argparse.ArgumentParser]
 
+
 def add_workers(parser: argparse.ArgumentParser, default: int = 1) -> None:
     """Adds the options of commands whose work is shared: on this machine, or on a cluster."""
     told = "1" if default == 1 else "one a core"

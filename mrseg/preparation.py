@@ -118,9 +118,7 @@ def prepare(
             f"Subject {refused[0]['subject']}, {refused[0]['sequence']}: {refused[0]['refused']}"
             + (f" ({len(refused) - 1} more in {output / 'quality.html'})" if len(refused) > 1 else "")
         )
-    labels = {
-        (scan.subject, scan.sequence): output / scan.labels.relative_to(scan.output) for scan in scans
-    }
+    labels = {(scan.subject, scan.sequence): output / scan.labels.relative_to(scan.output) for scan in scans}
     prepared = [
         dataclasses.replace(case, labels={name: labels[case.name, name] for name in case.images})
         for case in cases

@@ -330,7 +330,7 @@ def _check_devices(recipe: Recipe) -> None:
     if devices > 1 and transfer is not None and (transfer.labels_from or not transfer.trains):
         raise error(
             "Several devices share a training.",
-            f"{devices} for recipe {recipe.name}, which {'labels scans' if transfer.trains else 'trains none'}",
+            f"{devices}, and recipe {recipe.name} {'labels scans' if transfer.trains else 'trains nothing'}",
             "Run it on one device.",
         )
 
