@@ -27,7 +27,7 @@ from machine import processor
 #: Memory is shared by the processes that take turns.
 SHARED = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 #: PyTorch's process reads the weights off a Keras network that stays away from the GPU.
-ASIDE = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+ASIDE = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 GOAL = 1.0
 
 

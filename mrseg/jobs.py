@@ -162,11 +162,11 @@ def _on_dask(
         places = {future: place for place, future in enumerate(futures)}
         for future in distributed.as_completed(futures):
             place = places[future]
-            reason = future.exception()
-            if reason is None:
+            failure = future.exception()
+            if failure is None:
                 outcomes[place].set_result(future.result())
-            elif not isinstance(reason, distributed.KilledWorker):
-                outcomes[place].set_exception(reason)
+            elif not isinstance(failure, distributed.KilledWorker):
+                outcomes[place].set_exception(failure)
             elif lost is not None:
                 outcomes[place].set_result(lost(jobs[place]))
             else:

@@ -71,7 +71,8 @@ def test_workers_of_dask_do_the_same_jobs():
 
 def test_a_worker_of_dask_uses_the_threads_it_was_given(monkeypatch):
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # put back at the end, whoever sets it
+        monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     function, job = pickle.dumps(os.getenv), pickle.dumps("TF_NUM_INTRAOP_THREADS")
     assert jobs._in_worker(function, job) == "3"
