@@ -119,7 +119,6 @@ def _processes(folder: Path) -> Iterator[Path]:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     keras.distribution.initialize()
     with ExitStack() as stack:
-        stack.callback(jax.distributed.shutdown)
         output = folder
         if jax.process_index():
             output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mrseg_")))
@@ -134,6 +133,9 @@ def _processes(folder: Path) -> Iterator[Path]:
                 "Share that folder under the same name.",
             )
         yield output
+        # From here on nobody waits for another. After an error JAX does so when the process ends, so that the
+        # error is told first.
+        jax.distributed.shutdown()
 
 
 def _copy_state(folder: Path, output: Path) -> None:
