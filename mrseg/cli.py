@@ -8,11 +8,12 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from mrseg import __version__
 from mrseg._checks import InputError, error, existing_folder
-from mrseg.commands import add_commands
+from mrseg.commands import add_commands, add_workers
 from mrseg.scan_commands import add_scan_commands
 from mrseg.study_commands import add_study_commands
 
@@ -113,9 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "--thresholds-hu", type=float, nargs=2, default=(-500.0, 600.0), metavar=("AIR", "BONE"),
         help="air is below the first, bone above the second (default: -500 600, as mecheter2023)",
     )  # fmt: skip
-    prepare.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)"
-    )
+    add_workers(prepare, default=os.cpu_count() or 1)
     prepare.add_argument("--registered", action="store_true", help="the CT lies on the MR grid already")
     prepare.add_argument("--seed", type=int, default=0, help="of the registration's random samples")
 
@@ -153,6 +152,10 @@ def _parser() -> argparse.ArgumentParser:
             choices=("tensorboard", "wandb"),
             help="log there too (pip install 'mrseg[tensorboard]' or 'mrseg[wandb]')",
         )
+        parser_.add_argument(
+            "--distributed", action="store_true",
+            help="on all GPUs of this machine; on JAX also of several (see the guide Cluster)",
+        )  # fmt: skip
 
     predict = command("predict", _predict, "segment a scan or a cohort on the scans' own grids", PREDICT)
     predict.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
@@ -184,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--whole", action="store_true", help="the whole volume (or whole slices) at once")
     predict.add_argument("--batch-size", type=int, help="patches in one call (default: 2)")
+    add_workers(predict)
 
     evaluate = command("evaluate", _evaluate, "score a segmenter on the test cases of a manifest", EVALUATE)
     evaluate.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
@@ -287,6 +291,9 @@ A cohort, written as BIDS derivatives (sub-01/anat/sub-01_desc-mrseg_dseg.nii.gz
 reported at the end, the others go on, and the exit code is 1. The same command again does what is missing:
 
   mrseg predict --segmenter runs/t2/segmenter --data bids --output derivatives/mrseg --uncertainty entropy
+
+On a cluster: start `dask scheduler`, and workers (`dask worker ADDRESS --nthreads 1`) that see the same
+folders, then add --scheduler ADDRESS. So for `mrseg prepare`.
 """
 
 EVALUATE = """\
@@ -313,7 +320,11 @@ def _prepare(options: argparse.Namespace) -> None:
     stages = () if options.registered else ("rigid", "bspline")
     labelling = Labelling(tuple(options.thresholds_hu), stages, options.seed)
     cases, quality = prepare(
-        read_cohort(options.manifest), options.output, labelling=labelling, workers=options.workers
+        read_cohort(options.manifest),
+        options.output,
+        labelling=labelling,
+        workers=options.workers,
+        scheduler=options.scheduler,
     )
     print(f"{len(quality)} scans of {len(cases)} subjects labelled: {options.output / 'cohort.tsv'}")
     print(f"quality: {options.output / 'quality.html'}")
@@ -322,6 +333,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from mrseg.data.cases import Case
     from mrseg.data.datasets import read_cohort
+    from mrseg.distribution import distributed
     from mrseg.pages import write_evaluation
     from mrseg.recipes.loader import load_recipe
     from mrseg.recipes.runner import train_recipe
@@ -332,10 +344,19 @@ def _train(options: argparse.Namespace) -> None:
         overrides.append(f"training.precision={options.precision}")
     recipe = load_recipe(options.recipe, overrides)
     cases: list[Case] = read_cohort(options.data)
-    source = Segmenter.load(options.source) if "source" in options else None
-    segmenter = train_recipe(
-        recipe, cases, options.output, source=source, cache=options.cache, loggers=options.loggers
-    )
+    with ExitStack() as stack:
+        output, first = options.output, True
+        if options.distributed:
+            output = stack.enter_context(distributed(output))
+            first = output == options.output
+        segmenter = train_recipe(
+            recipe, cases, output, source=Segmenter.load(options.source) if "source" in options else None,
+            cache=options.cache, loggers=options.loggers if first else (), progress=first,
+        )  # fmt: skip
+    if not first:
+        return  # the first process has written everything
+    if options.distributed:
+        segmenter = Segmenter.load(options.output / "segmenter")  # on one device
     print(f"segmenter: {options.output / 'segmenter'}")
     account = options.output / "transfer.txt"
     if account.exists():
@@ -357,6 +378,8 @@ def _predict(options: argparse.Namespace) -> int:
     misplaced = options.sequence if options.input else options.picture
     if misplaced:
         raise error("--sequence belongs to --data, --picture to --input.", misplaced)
+    if options.input and (options.scheduler or options.workers != 1):
+        raise error("--workers and --scheduler belong to --data.", options.scheduler or options.workers)
     samples = options.dropout_samples
     if samples is None:
         samples = 20 if options.uncertainty == "dropout" else 0
@@ -379,7 +402,15 @@ def _predict(options: argparse.Namespace) -> int:
             "\n".join(f"{'label map' if what == 'labels' else what}: {path}" for what, path in files.items())
         )
         return 0
-    rows = predict_cohort(segmenter, options.data, options.output, sequence=options.sequence, **common)
+    rows = predict_cohort(
+        segmenter,
+        options.data,
+        options.output,
+        sequence=options.sequence,
+        workers=options.workers,
+        scheduler=options.scheduler,
+        **common,
+    )
     counts = Counter(row["status"] for row in rows)
     told = [row for row in rows if row["reason"]]
     if told:

@@ -17,6 +17,16 @@ _LOGGER = logging.getLogger(__name__)
 #: Makes a parser: (name, what runs, one line, text of --help).
 AddCommand = Callable[[str, Callable[[argparse.Namespace], None], str, str], argparse.ArgumentParser]
 
+
+def add_workers(parser: argparse.ArgumentParser, default: int = 1) -> None:
+    """Adds the options of commands whose work is shared: on this machine, or on a cluster."""
+    told = "1" if default == 1 else "one a core"
+    parser.add_argument(
+        "--workers", type=int, default=default, help=f"processes that share the cores (default: {told})"
+    )
+    parser.add_argument("--scheduler", default="", metavar="ADDRESS", help="of Dask, instead of --workers")
+
+
 CLEAN = """\
 Classes are numbers of the label map; sizes are in mm. The steps run in the order of the options below; at
 least one is needed. Voxels of 255 stay as they are. A removed voxel takes the class around its piece.

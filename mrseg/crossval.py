@@ -28,7 +28,7 @@ from mrseg.dealing import has_labelled
 from mrseg.evaluation import evaluate
 from mrseg.experiments import Experiment, Plan, Trial, in_waves
 from mrseg.formats import write_csv
-from mrseg.jobs import run_jobs
+from mrseg.jobs import check_shared, run_jobs
 from mrseg.recipes.loader import Recipe
 from mrseg.recipes.runner import train_recipe
 from mrseg.segmenter import Segmenter
@@ -118,13 +118,8 @@ def cross_validate(
 def _run_all(trials: Sequence[Trial], desc: str, options: Mapping[str, Any]) -> None:
     """Does what is not done yet, here or elsewhere, and makes sure that it lies here."""
     run_jobs(run_trial, _unfinished(trials), desc=desc, **options)
-    missing = _unfinished(trials)
-    if missing:
-        raise error(
-            "Every worker writes into the same folders.",
-            f"nothing in {missing[0].output}, which a worker has done",
-            "Share that folder under the same name, then start the same command again.",
-        )
+    check_shared(trial.output / "trial.json" for trial in trials)
+    check_shared(_scores_file(trial, *which) for trial in trials for which in trial.scored)
 
 
 def run_trial(trial: Trial) -> list[Row]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -17,6 +20,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+_ONE_AT_A_TIME = threading.Lock()
+
+#: What is said of a job at which one worker after the other was killed.
+LOST = "each worker that tried it was ended from outside (as for want of memory)"
 
 
 def run_jobs(
@@ -28,6 +35,7 @@ def run_jobs(
     desc: str = "",
     unit: str = "job",
     progress: bool = True,
+    lost: Callable[[Job], Result] | None = None,
 ) -> list[Result]:
     """Calls ``function`` with every job; all are tried before the first failure is raised.
 
@@ -37,9 +45,12 @@ def run_jobs(
         workers: processes on this machine, which share its cores evenly; 1 works in this process. More need a
             script with the guard ``if __name__ == "__main__"``.
         scheduler: address of a Dask scheduler, ``tcp://host:8786``; its workers do the jobs and ``workers``
-            is not used. They see the same folders under the same names.
+            is not used. They see the same folders under the same names, do one job at a time, and use the
+            threads that their OMP_NUM_THREADS says (Dask sets 1).
         desc, unit: of the bar.
         progress: show a bar.
+        lost: gives the result of a job at which one Dask worker after the other was killed (as for want of
+            memory); None makes that an error, after the others were done.
 
     Returns:
         The results in the order of the jobs.
@@ -53,10 +64,25 @@ def run_jobs(
     bar = tqdm(total=len(jobs), desc=desc, unit=unit, disable=not progress)
     with bar:
         if scheduler:
-            return _on_dask(function, jobs, scheduler, bar)
+            return _on_dask(function, jobs, scheduler, bar, lost)
         if workers == 1 or len(jobs) < 2:
             return _here(function, jobs, bar)
         return _in_processes(function, jobs, min(workers, len(jobs)), bar)
+
+
+def check_shared(files: Iterable[Path]) -> None:
+    """Makes sure that what workers elsewhere have written lies here too.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    missing = next((file for file in files if not file.exists()), None)
+    if missing is not None:
+        raise error(
+            "Every worker writes into the same folders.",
+            f"no {missing}, which a worker has written",
+            "Share that folder under the same name, then start the same command again.",
+        )
 
 
 def _here(function: Callable[[Job], Result], jobs: Sequence[Job], bar: tqdm) -> list[Result]:
@@ -106,9 +132,14 @@ def _limit_threads(threads: int) -> None:
 
 
 def _on_dask(
-    function: Callable[[Job], Result], jobs: Sequence[Job], scheduler: str, bar: tqdm
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    scheduler: str,
+    bar: tqdm,
+    lost: Callable[[Job], Result] | None,
 ) -> list[Result]:
     try:
+        import cloudpickle
         from dask import distributed
     except ImportError:
         raise error(
@@ -124,11 +155,39 @@ def _on_dask(
             f"{scheduler} ({reason})",
             "Start one with `dask scheduler`, and workers with `dask worker ADDRESS --nthreads 1`.",
         ) from None
+    outcomes: list[Future] = [Future() for _ in jobs]
     with client, client.as_current():
-        futures = [client.submit(function, job, pure=False) for job in jobs]
-        for _ in distributed.as_completed(futures):
+        work = cloudpickle.dumps(function)
+        futures = [client.submit(_in_worker, work, cloudpickle.dumps(job), pure=False) for job in jobs]
+        places = {future: place for place, future in enumerate(futures)}
+        for future in distributed.as_completed(futures):
+            place = places[future]
+            failure = future.exception()
+            if failure is None:
+                outcomes[place].set_result(future.result())
+            elif not isinstance(failure, distributed.KilledWorker):
+                outcomes[place].set_exception(failure)
+            elif lost is not None:
+                outcomes[place].set_result(lost(jobs[place]))
+            else:
+                outcomes[place].set_exception(
+                    error(
+                        "A worker lives until its job is done.",
+                        f"a job, and {LOST}",
+                        "Give the workers more memory, then start the same again.",
+                    )
+                )
+            future.release()  # its result is here: a worker that is lost later takes none with it
             bar.update()
-        return _results(futures)
+    return _results(outcomes)
+
+
+def _in_worker(function: bytes, job: bytes) -> Any:
+    """Does a job in a Dask worker; what it needs is imported only after the threads are bounded."""
+    for name in _THREADS:
+        os.environ.setdefault(name, os.environ.get("OMP_NUM_THREADS", "1"))
+    with _ONE_AT_A_TIME:  # a worker of several threads shares one network between its jobs
+        return pickle.loads(function)(pickle.loads(job))
 
 
 def _results(futures: Iterable[Any]) -> list[Any]:

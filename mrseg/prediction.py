@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-from tqdm import tqdm
 
 from mrseg import __version__
 from mrseg._checks import InputError, error
@@ -24,8 +28,9 @@ from mrseg.data.io import (
     write_volume,
 )
 from mrseg.data.labels import write_label_table
-from mrseg.data.scans import find_scans
+from mrseg.data.scans import Scan, find_scans
 from mrseg.derivatives import describe, generated_by, write_json
+from mrseg.jobs import LOST, check_shared, run_jobs
 from mrseg.maps import Maps
 from mrseg.passes import DEFAULT, Inference
 from mrseg.pictures import overlay, save_png
@@ -90,6 +95,8 @@ def predict_cohort(
     sequence: str | None = None,
     inference: Inference = DEFAULT,
     probabilities: bool = False,
+    workers: int = 1,
+    scheduler: str = "",
     progress: bool = False,
 ) -> list[Row]:
     """Segments every scan of a cohort into a folder of BIDS derivatives.
@@ -106,6 +113,8 @@ def predict_cohort(
         sequence: which scans; None takes the segmenter's own sequence.
         inference: how the network is asked.
         probabilities: write those of all classes.
+        workers, scheduler: who shares the scans, as `mrseg.jobs.run_jobs` takes them; each process loads the
+            network once.
         progress: show a bar over the scans.
 
     Returns:
@@ -124,26 +133,77 @@ def predict_cohort(
     if output.resolve() == Path(data).resolve():
         raise error("Derivatives go into a folder of their own.", output)
     describe(output, "mrseg: segmentations")
+    # Workers elsewhere may have been started in another folder.
+    folder = output.absolute()
+    scans = [dataclasses.replace(scan, path=scan.path.absolute()) for scan in scans]
     origin = {"sequence": sequence, **_origin(segmenter, inference)}
-    rows = []
-    for scan in tqdm(scans, desc=f"segmenting {sequence}", unit="scan", disable=not progress):
-        status, reason = WRITTEN, ""
-        try:
-            labels = output / scan.folder / f"{scan.stem}_desc-mrseg_dseg.nii.gz"
-            files = {
-                **_files(labels, inference, probabilities),
-                "table": sidecar_path(labels).with_suffix(".tsv"),
-            }
-            own = {**origin, "input": scan.path.name, "input_sha256": checksum(scan_files(scan.path))}
-            if _complete(files, own):
-                status = THERE
-            else:
-                _write(segmenter, read_volume(scan.path), files, inference, own, title=scan.stem)
-        except Exception as failure:  # whatever it is, the other scans do not suffer from it
-            status, reason = FAILED, " ".join(str(failure).split()) or type(failure).__name__
-            log.info("%s failed", scan.path, exc_info=True)
-        rows.append({"scan": scan.stem, "status": status, "reason": reason})
+    with _network(segmenter, folder, workers > 1 or bool(scheduler)) as network:
+        task = _Task(network, segmenter.batch_size, folder, inference, probabilities, origin)
+        rows = run_jobs(
+            functools.partial(_segment, task=task), scans, workers=workers, scheduler=scheduler,
+            desc=f"segmenting {sequence}", unit="scan", progress=progress, lost=_lost,
+        )  # fmt: skip
+    check_shared(task.labels(s) for s, row in zip(scans, rows, strict=True) if row["status"] != FAILED)
     return rows + [{"scan": name, "status": UNKNOWN, "reason": reason} for name, reason in unknown.items()]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is the same for every scan of a cohort; ``network`` is the segmenter, or where others find it."""
+
+    network: Segmenter | Path
+    batch_size: int
+    output: Path
+    inference: Inference
+    probabilities: bool
+    origin: Mapping[str, Any]
+
+    def labels(self, scan: Scan) -> Path:
+        return self.output / scan.folder / f"{scan.stem}_desc-mrseg_dseg.nii.gz"
+
+
+@contextmanager
+def _network(segmenter: Segmenter, output: Path, elsewhere: bool) -> Iterator[Segmenter | Path]:
+    """The segmenter; for other processes a folder of it in the output, as long as they work."""
+    if not elsewhere:
+        yield segmenter
+        return
+    with tempfile.TemporaryDirectory(prefix=".segmenter.", suffix=".partial", dir=output) as folder:
+        yield segmenter.save(Path(folder))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(folder: Path, batch_size: int) -> Segmenter:
+    """A process of many scans reads its network once."""
+    segmenter = Segmenter.load(folder)
+    segmenter.batch_size = batch_size
+    return segmenter
+
+
+def _segment(scan: Scan, task: _Task) -> Row:
+    """Segments one scan of a cohort unless that is done already, and says what became of it."""
+    status, reason = WRITTEN, ""
+    try:
+        labels = task.labels(scan)
+        files = {
+            **_files(labels, task.inference, task.probabilities),
+            "table": sidecar_path(labels).with_suffix(".tsv"),
+        }
+        own = {**task.origin, "input": scan.path.name, "input_sha256": checksum(scan_files(scan.path))}
+        if _complete(files, own):
+            status = THERE
+        else:
+            network = task.network
+            segmenter = _loaded(network, task.batch_size) if isinstance(network, Path) else network
+            _write(segmenter, read_volume(scan.path), files, task.inference, own, title=scan.stem)
+    except Exception as failure:  # whatever it is, the other scans do not suffer from it
+        status, reason = FAILED, " ".join(str(failure).split()) or type(failure).__name__
+        log.info("%s failed", scan.path, exc_info=True)
+    return {"scan": scan.stem, "status": status, "reason": reason}
+
+
+def _lost(scan: Scan) -> Row:
+    return {"scan": scan.stem, "status": FAILED, "reason": LOST}
 
 
 def _write(

@@ -28,7 +28,7 @@ from mrseg.data.labels import ATTENUATION_CLASSES, class_fractions, hu_to_labels
 from mrseg.data.registration import apply_transform, check_quality, register, save_registration
 from mrseg.derivatives import describe
 from mrseg.formats import write_csv
-from mrseg.jobs import run_jobs
+from mrseg.jobs import LOST, check_shared, run_jobs
 from mrseg.pictures import View, registration_check, save_png, thumbnail
 from mrseg.quality import scan_figures, write_quality
 
@@ -56,6 +56,7 @@ def prepare(
     *,
     labelling: Labelling = Labelling(),
     workers: int = 1,
+    scheduler: str = "",
     progress: bool = True,
 ) -> tuple[list[Case], list[Row]]:
     """Makes attenuation labels (air, soft, bone) on the grid of every MR scan of every case that has a CT.
@@ -69,8 +70,8 @@ def prepare(
             ``registrations/``, ``cohort.tsv``, and the page ``quality.html`` with its figures,
             ``quality.csv``.
         labelling: thresholds and registration.
-        workers: processes that share the scans; more than one needs a script with the guard
-            ``if __name__ == "__main__"``. The labels do not depend on it.
+        workers, scheduler: who shares the scans, as `mrseg.jobs.run_jobs` takes them. The labels do not
+            depend on it.
         progress: show a bar.
 
     Returns:
@@ -85,8 +86,10 @@ def prepare(
     for case in cases:
         if case.ct is None:
             raise error(f"Subject {case.name} needs a CT to make labels from.", "none", "Add a column 'ct'.")
+    # Workers elsewhere may have been started in another folder.
+    folder = Path(output).absolute()
     scans = [
-        _Scan(case.name, *bids_names(case), name, image, case.ct, Path(output))
+        _Scan(case.name, *bids_names(case), name, image.absolute(), case.ct.absolute(), folder)
         for case in cases
         for name, image in case.images.items()
         if case.ct
@@ -101,7 +104,11 @@ def prepare(
     output = writable_folder(output)
     describe(output, "mrseg: labels from CT")
     job = functools.partial(_prepare_scan, labelling=labelling)
-    quality = run_jobs(job, scans, workers=workers, desc="preparing", unit="scan", progress=progress)
+    quality = run_jobs(
+        job, scans, workers=workers, scheduler=scheduler, desc="preparing", unit="scan", progress=progress,
+        lost=_lost,
+    )  # fmt: skip
+    check_shared(s.labels for s, row in zip(scans, quality, strict=True) if "refused" not in row)
     write_csv(quality, output / "quality.csv")
     shown = [{**row, **scan.pictures} for row, scan in zip(quality, scans, strict=True)]
     write_quality(shown, output, {"mrseg": __version__, **dataclasses.asdict(labelling)})
@@ -111,7 +118,7 @@ def prepare(
             f"Subject {refused[0]['subject']}, {refused[0]['sequence']}: {refused[0]['refused']}"
             + (f" ({len(refused) - 1} more in {output / 'quality.html'})" if len(refused) > 1 else "")
         )
-    labels = {(scan.subject, scan.sequence): scan.labels for scan in scans}
+    labels = {(scan.subject, scan.sequence): output / scan.labels.relative_to(scan.output) for scan in scans}
     prepared = [
         dataclasses.replace(case, labels={name: labels[case.name, name] for name in case.images})
         for case in cases
@@ -171,6 +178,10 @@ def _prepare_scan(scan: _Scan, labelling: Labelling) -> Row:
         except InputError as reason:  # told at the end: the other scans do not suffer from it
             row = {"refused": str(reason)}
     return {"subject": scan.subject, "sequence": scan.sequence, **row}
+
+
+def _lost(scan: _Scan) -> Row:
+    return {"subject": scan.subject, "sequence": scan.sequence, "refused": LOST}
 
 
 def _label_scan(scan: _Scan, labelling: Labelling) -> Row:

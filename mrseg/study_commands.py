@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mrseg._checks import error
-from mrseg.commands import AddCommand
+from mrseg.commands import AddCommand, add_workers
 
 STUDY = """\
 Trains and scores every experiment of a study over folds by subject, and writes the paper's tables and
@@ -69,12 +69,7 @@ def add_study_commands(command: AddCommand) -> None:
             "--cache", type=Path, metavar="FOLDER",
             help="keep preprocessed scans there, for all trainings (default: in memory)",
         )  # fmt: skip
-        parser.add_argument(
-            "--workers", type=int, default=1, help="processes that share the cores (default: 1)"
-        )
-        parser.add_argument(
-            "--scheduler", default="", metavar="ADDRESS", help="of Dask, instead of --workers"
-        )
+        add_workers(parser)
 
 
 def _study(options: argparse.Namespace) -> None:

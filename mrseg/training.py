@@ -10,7 +10,9 @@ import importlib.util
 import inspect
 import logging
 import math
+import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -212,6 +214,26 @@ def precision(policy: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Builds models whose initial weights follow from ``seed`` alone, in whatever thread and process.
+
+    Keras draws the seed of every layer from Python's own generator, which all threads of a process share: in
+    a Dask worker those of Dask draw from it while a network is built.
+    """
+    keras.utils.set_random_seed(seed)
+    own, shared, builder = random.Random(seed), random.randint, threading.get_ident()
+
+    def randint(a: int, b: int) -> int:
+        return (own.randint if threading.get_ident() == builder else shared)(a, b)
+
+    random.randint = randint
+    try:
+        yield
+    finally:
+        random.randint = shared
 
 
 def epochs_done(folder: str | Path) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -66,6 +67,46 @@ def test_workers_of_dask_do_the_same_jobs():
         assert run_jobs(math.sqrt, SQUARES, scheduler=address, progress=False) == [0, 1, 2, 3, 4, 5]
         with pytest.raises(ValueError, match="math domain"):
             run_jobs(math.sqrt, [1.0, -1.0], scheduler=address, progress=False)
+
+
+def test_a_worker_of_dask_uses_the_threads_it_was_given(monkeypatch):
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        monkeypatch.setenv(name, "")  # put back at the end, whoever sets it
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    function, job = pickle.dumps(os.getenv), pickle.dumps("TF_NUM_INTRAOP_THREADS")
+    assert jobs._in_worker(function, job) == "3"
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")  # who says otherwise is heard
+    assert jobs._in_worker(function, job) == "2"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_job_that_kills_every_worker_is_told_and_the_others_are_done():
+    distributed = pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask")
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+    ):
+        options = {"scheduler": cluster.scheduler_address, "progress": False}
+        done = run_jobs(_kill_or_square, [2, -1, 3], lost=lambda job: ("lost", job), **options)
+        assert done == [4, ("lost", -1), 9]
+        with pytest.raises(InputError, match="lives until its job is done.*more memory"):
+            run_jobs(_kill_or_square, [2, -1], **options)
+
+
+def _kill_or_square(number):
+    if number < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def test_files_that_a_worker_has_written_elsewhere_are_missed(tmp_path):
+    (tmp_path / "here").touch()
+    jobs.check_shared([tmp_path / "here"])
+    with pytest.raises(InputError, match="same folders.*elsewhere"):
+        jobs.check_shared([tmp_path / "here", tmp_path / "elsewhere"])
 
 
 def test_a_scheduler_that_is_none_is_told():

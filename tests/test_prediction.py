@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import nibabel as nib
@@ -107,6 +110,54 @@ def test_a_second_run_does_only_what_is_missing(bright, bids, tmp_path):
     assert statuses(rows) == {"sub-01": "there already", "sub-02": "written", "sub-03": "written"}
     assert labels["01"].stat().st_mtime == 1 and labels["02"].stat().st_mtime > 1
     assert set(statuses(predict_cohort(bright, bids, out)).values()) == {"there already"}
+
+
+def contents(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_workers_of_dask_write_the_very_files_and_load_the_network_once(bright, bids, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    (bids / "sub-02/anat/sub-02_T2w.nii.gz").write_bytes(b"no scan")
+    here = predict_cohort(bright, bids, tmp_path / "here")
+    loaded, load = [], Segmenter.load
+    monkeypatch.setattr(Segmenter, "load", lambda folder: loaded.append(folder) or load(folder))
+    # Relative paths are those of this process, not of the workers.
+    monkeypatch.chdir(tmp_path)
+    with distributed.LocalCluster(1, threads_per_worker=2, processes=False, dashboard_address=None) as one:
+        there = predict_cohort(bright, bids, "there", scheduler=one.scheduler_address)
+        assert statuses(here) == statuses(there)
+        assert list(statuses(there).values()) == ["written", "failed", "written"]
+        assert len(loaded) == 1 and not loaded[0].exists()
+        again = predict_cohort(bright, bids, "there", scheduler=one.scheduler_address)
+    assert list(statuses(again).values()) == ["there already", "failed", "there already"]
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_worker_loses_nothing_and_finished_scans_are_not_done_again(bright, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    for number in range(40):
+        write_scan(tmp_path / f"raw/sub-{number:02d}/anat/sub-{number:02d}_T2w.nii.gz", number)
+    with (
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster.scheduler_address) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        running = thread.submit(
+            predict_cohort, bright, tmp_path / "raw", tmp_path / "out", scheduler=cluster.scheduler_address
+        )
+        while len(cards := list((tmp_path / "out").rglob("*_dseg.json"))) < 6:
+            assert not running.done()
+            time.sleep(0.01)
+        os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+        finished = {card: card.stat().st_mtime_ns for card in cards}
+        rows = running.result(timeout=300)
+    assert set(statuses(rows).values()) <= {"written", "there already"} and len(rows) == 40
+    assert len(finished) < 40 and len(list((tmp_path / "out").rglob("*_dseg.nii.gz"))) == 40
+    assert {card: card.stat().st_mtime_ns for card in cards} == finished
 
 
 @pytest.mark.parametrize("change", ["options", "segmenter", "maps", "file"])

@@ -148,6 +148,22 @@ def test_a_second_run_does_nothing_again_and_other_thresholds_do(cohort, tmp_pat
     assert changed[0]["fraction_bone"] > quality[0]["fraction_bone"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_workers_of_dask_write_the_very_files(cohort, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    prepare(cohort, tmp_path / "here", labelling=REGISTERED, progress=False)
+    with distributed.LocalCluster(2, 1, processes=False, dashboard_address=None) as cluster:
+        prepare(
+            cohort, tmp_path / "there", labelling=REGISTERED, progress=False,
+            scheduler=cluster.scheduler_address,
+        )  # fmt: skip
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+
+
+def contents(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_a_half_written_sidecar_is_made_again(cohort, tmp_path):
     prepared, quality = prepare(cohort[:1], tmp_path, labelling=REGISTERED, progress=False)
     path = prepared[0].labels["T1w"]

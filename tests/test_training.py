@@ -4,6 +4,8 @@ import csv
 import importlib.util
 import json
 import logging
+import random
+import threading
 
 import keras
 import numpy as np
@@ -267,6 +269,33 @@ def test_bfloat16_where_the_cpu_kernel_is_wrong_is_refused(tmp_path):
     options = {"loss": Loss(), "class_names": CLASSES, "folder": tmp_path, "progress": False}
     with pytest.raises(InputError, match=r"bottleneck_conv1 with features of \(2, 1, 1\).*float32"):
         fit(network, batches, None, Training(epochs=1, precision="mixed_bfloat16"), **options)
+
+
+def test_initial_weights_follow_from_the_seed_whatever_other_threads_draw():
+    """A thread that draws all the time, as those of a Dask worker do now and then."""
+
+    def built():
+        with training.seeded(3):
+            return weights(unet((16, 16, 1), 3, filters=2))
+
+    alone, stop = built(), threading.Event()
+
+    def draw():
+        while not stop.is_set():
+            random.random()
+
+    drawing = threading.Thread(target=draw)
+    drawing.start()
+    try:
+        disturbed = built()
+    finally:
+        stop.set()
+        drawing.join()
+    for one, other in zip(alone, disturbed, strict=True):
+        np.testing.assert_array_equal(one, other)
+    keras.utils.set_random_seed(3)
+    for one, other in zip(alone, weights(unet((16, 16, 1), 3, filters=2)), strict=True):
+        np.testing.assert_array_equal(one, other)  # the weights that the seed has always given
 
 
 def test_the_global_policy_comes_back_even_after_an_error():

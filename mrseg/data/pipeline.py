@@ -7,6 +7,7 @@ a resumed run sees the very batches that an unbroken run would have seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,20 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes that train together reads of every batch.
+
+    Attributes:
+        process, processes: which of how many.
+        devices: of all processes; every batch is divided evenly among them.
+    """
+
+    process: int = 0
+    processes: int = 1
+    devices: int = 1
+
+
 def build_dataset(
     examples: Sequence[Example],
     sampling: Sampling,
@@ -37,6 +52,7 @@ def build_dataset(
     shuffle: bool = True,
     seed: int = 0,
     first_epoch: int = 0,
+    share: Share = Share(),
 ) -> tf.data.Dataset:
     """Batches of patches from prepared examples; one iteration of the dataset is one epoch.
 
@@ -50,13 +66,16 @@ def build_dataset(
         shuffle: new order (and new random patches) in every epoch.
         seed: of everything random.
         first_epoch: number of the first epoch, for resumed runs.
+        share: of a training on several devices: which part of every batch is read here. Without ``shuffle``
+            the last patches that cannot be divided evenly are left out.
 
     Returns:
         Dataset of (batch, *patch, channels) float32 and (batch, *patch) uint8, the slice axis dropped for
         slices.
 
     Raises:
-        InputError: no examples, a patch larger than a volume, or fewer patches than one batch.
+        InputError: no examples, a patch larger than a volume, fewer patches than one batch, or a batch that
+            the devices cannot divide.
     """
     import tensorflow as tf
 
@@ -69,9 +88,17 @@ def build_dataset(
         raise error(
             "augmentation.flip_axes holds axes of the patch.", augmentation.flip_axes, "A slice has 0 and 1."
         )
+    if batch_size % share.devices:
+        raise error(
+            f"A batch is divided evenly among {share.devices} devices.",
+            f"batch_size {batch_size}",
+            f"Set training.batch_size to a multiple of {share.devices}.",
+        )
     plan = _Plan(examples, sampling, shuffle, seed, first_epoch)
-    if shuffle and len(plan) < batch_size:
-        raise error(f"An epoch must fill at least one batch of {batch_size}.", f"{len(plan)} patches")
+    smallest = batch_size if shuffle else share.devices
+    if len(plan) < smallest:
+        raise error(f"An epoch must fill at least one batch of {smallest}.", f"{len(plan)} patches")
+    mine = _places(len(plan), batch_size, share, whole_batches=shuffle)
 
     def load(case: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         image, labels = examples[int(case)]
@@ -88,15 +115,15 @@ def build_dataset(
         return (image - sampling.channel_mean if sampling.channel_mean else image), labels
 
     def next_epoch(_: tf.Tensor) -> tf.data.Dataset:
-        rows = tf.numpy_function(plan.next_epoch, (), tf.int32)
-        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, (len(plan), 6)))
+        rows = tf.numpy_function(lambda: plan.next_epoch()[mine], (), tf.int32)
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, (len(mine), 6)))
 
     # Not from_generator: it makes the allocator of the whole process give memory back at once, which slows
     # training.
     rows = tf.data.Dataset.range(1).flat_map(next_epoch)
-    rows = rows.apply(tf.data.experimental.assert_cardinality(len(plan)))
+    rows = rows.apply(tf.data.experimental.assert_cardinality(len(mine)))
     dataset = rows.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.batch(batch_size, drop_remainder=shuffle).prefetch(2)
+    return dataset.batch(batch_size // share.processes, drop_remainder=shuffle).prefetch(2)
 
 
 def grid_order(
@@ -124,6 +151,20 @@ def grid_order(
     place = {tuple(row): i for i, row in enumerate(grid[:, :4].tolist())}
     plan = _Plan(examples, sampling, True, seed, 0)
     return lambda epoch: np.array([place[tuple(row)] for row in plan.rows_of(epoch)[:, :4].tolist()])
+
+
+def _places(patches: int, batch_size: int, share: Share, *, whole_batches: bool) -> np.ndarray:
+    """Which patches of an epoch are a process's own: its part of every batch, in order.
+
+    Two processes, batches of 4, nine patches, not only whole batches::
+
+        batches         | 0 1 2 3 | 4 5 6 7 | 8      the 8 is alone and left out
+        first process     0 1       4 5
+        second process        2 3       6 7
+    """
+    places = np.arange(patches - patches % (batch_size if whole_batches else share.devices))
+    batches = [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
+    return np.concatenate([np.split(batch, share.processes)[share.process] for batch in batches])
 
 
 class _Plan:

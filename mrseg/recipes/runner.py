@@ -25,6 +25,7 @@ from mrseg.data.cases import Case, check_splits, write_cases
 from mrseg.data.examples import Example
 from mrseg.data.patches import Sampling, channel_means
 from mrseg.data.pipeline import build_dataset, grid_order
+from mrseg.distribution import share, whole_batch_statistics
 from mrseg.models.builders import BUILDERS
 from mrseg.pseudo_labels import plan, pseudo_label
 from mrseg.recipes.loader import Recipe
@@ -36,7 +37,7 @@ from mrseg.recipes.reading import (
     validation_examples,
 )
 from mrseg.segmenter import Segmenter, subject_digest, trained_on
-from mrseg.training import SameEveryEpoch, epochs_done, fit, precision
+from mrseg.training import SameEveryEpoch, epochs_done, fit, precision, seeded
 from mrseg.transfer.freezing import train_all, train_last, train_norms
 from mrseg.transfer.fusion import hybrid
 from mrseg.transfer.listing import text_table
@@ -95,6 +96,8 @@ def train_recipe(
 ) -> Segmenter:
     """Trains a recipe's network, or continues where a killed run stopped.
 
+    Inside of `mrseg.distribution.distributed` it trains on several devices.
+
     Args:
         recipe: the experiment.
         cases: subjects with images and labels (without labels where the recipe needs none: mechanism
@@ -119,6 +122,7 @@ def train_recipe(
     output = writable_folder(output)
     _check_start(recipe, source.model if source else None)
     _check_source(recipe, source, cases)
+    _check_devices(recipe)
     train, validation = _split(recipe, _with_pseudo_labels(recipe, cases, output))
     run = _run(recipe, [*train, *validation], source)
     begun = bool(epochs_done(output)) or (output / "segmenter").exists()
@@ -146,8 +150,8 @@ def _train(
             source, [*train, *validation], output / PSEUDO_LABELS, sequence=recipe.sequence,
             labels_from=recipe.transfer.labels_from, seed=recipe.training.seed, progress=progress,
         )  # fmt: skip
-    keras.utils.set_random_seed(recipe.training.seed)
-    model, account = build_network(recipe, source.model if source else None)
+    with seeded(recipe.training.seed):
+        model, account = build_network(recipe, source.model if source else None)
     sampling = recipe.sampling
     if source is not None:
         # The scans of the new sequence are centred as those the network was trained on.
@@ -201,28 +205,35 @@ def _fit(
         augmentation=recipe.augmentation,
         seed=settings.seed,
         first_epoch=epochs_done(output),
+        share=share(),
     )
     validation = None
     if checks:
-        validation = build_dataset(checks, sampling, batch_size=settings.batch_size, shuffle=False)
-    fit(
-        model,
-        batches,
-        validation,
-        settings,
-        loss=recipe.loss,
-        class_names=recipe.class_names,
-        folder=output,
-        same=_same_every_epoch(recipe, sampling, scans),
-        loggers=loggers,
-        progress=progress,
-    )
+        validation = build_dataset(
+            checks, sampling, batch_size=settings.batch_size, shuffle=False, share=share()
+        )
+    with whole_batch_statistics(model):
+        fit(
+            model,
+            batches,
+            validation,
+            settings,
+            loss=recipe.loss,
+            class_names=recipe.class_names,
+            folder=output,
+            same=_same_every_epoch(recipe, sampling, scans),
+            loggers=loggers,
+            progress=progress,
+        )
 
 
 def _same_every_epoch(recipe: Recipe, sampling: Sampling, scans: Sequence[Example]) -> SameEveryEpoch | None:
     """The training data for a cache of features; None, and a word in the log, where no cache can serve."""
     settings = recipe.training
     if settings.cache_features == "none":
+        return None
+    if share().devices > 1:
+        log.warning("Training without a cache of features: several devices train.")
         return None
     random = "augmentation" if recipe.augmentation != Augmentation() else ""
     random = random or ("random patches" if sampling.patches_per_volume else "")
@@ -330,6 +341,17 @@ def _check_source(recipe: Recipe, source: Segmenter | None, cases: Sequence[Case
             "A test subject is one that no network of the chain has seen.",
             f"{seen[0]}, which the source was trained on",
             "Give it another split, or rename it if it is another person.",
+        )
+
+
+def _check_devices(recipe: Recipe) -> None:
+    """Several devices share a training alone, not what comes before it."""
+    transfer, devices = recipe.transfer, share().devices
+    if devices > 1 and transfer is not None and (transfer.labels_from or not transfer.trains):
+        raise error(
+            "Several devices share a training.",
+            f"{devices}, and recipe {recipe.name} {'labels scans' if transfer.trains else 'trains nothing'}",
+            "Run it on one device.",
         )
 
 

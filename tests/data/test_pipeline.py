@@ -11,7 +11,7 @@ from mrseg.data.cases import Case
 from mrseg.data.examples import load_examples
 from mrseg.data.io import write_labels, write_volume
 from mrseg.data.patches import Sampling
-from mrseg.data.pipeline import build_dataset, grid_order
+from mrseg.data.pipeline import Share, build_dataset, grid_order
 from mrseg.data.preprocessing import Preprocessing
 from mrseg.models.builders import BUILDERS
 
@@ -56,6 +56,40 @@ def test_the_same_seed_repeats_and_every_epoch_differs():
     np.testing.assert_array_equal(first, twice(1)[0])
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, twice(2)[0])
+
+
+def batches(sampling, **options):
+    dataset = build_dataset(examples(3), sampling, batch_size=4, **options)
+    made = list(dataset.as_numpy_iterator())
+    assert int(dataset.cardinality()) == len(made)
+    return made
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_shares_of_all_processes_make_up_the_batches_of_one(processes):
+    sampling = Sampling((2, 2, 2), 0.5, 7)
+    whole = batches(sampling, seed=3)
+    shares = [batches(sampling, seed=3, share=Share(p, processes, 4)) for p in range(processes)]
+    assert len(whole) == 5 and {len(share) for share in shares} == {5}
+    for number, together in enumerate(whole):
+        for part, expected in enumerate(together):  # images, labels
+            joined = np.concatenate([share[number][part] for share in shares])
+            np.testing.assert_array_equal(joined, expected)
+
+
+def test_validation_leaves_out_the_patches_that_devices_cannot_share():
+    nine = {"sampling": Sampling((4, 6, 4)), "shuffle": False}
+    whole, shares = batches(**nine), [batches(**nine, share=Share(p, 2, 2)) for p in range(2)]
+    assert [len(b[0]) for b in whole] == [4, 4, 1]
+    assert [[len(b[0]) for b in share] for share in shares] == [[2, 2], [2, 2]]
+    np.testing.assert_array_equal(shares[1][0][0], whole[0][0][2:])
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    with pytest.raises(InputError, match="evenly among 3 devices.*batch_size 4.*multiple of 3"):
+        batches(Sampling((4, 6, 4)), share=Share(devices=3))
+    with pytest.raises(InputError, match="at least one batch of 16.*9 patches"):
+        build_dataset(examples(3), Sampling((4, 6, 4)), batch_size=16, shuffle=False, share=Share(devices=16))
 
 
 def test_the_order_of_the_grid_tells_where_each_patch_of_a_shuffled_epoch_stands():
