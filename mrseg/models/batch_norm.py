@@ -1,4 +1,4 @@
-"""BatchNormalization in one pass over the features on TensorFlow; Keras' own reads and writes them many times.
+"""BatchNormalization in one pass over the features on TensorFlow, where Keras' own takes many.
 
 Ioffe, Szegedy: Batch Normalization, ICML 2015, algorithm 1. See docs/decisions/0019-fused-norm.md.
 """
@@ -18,8 +18,10 @@ _FUSED_RANKS = {4: "NHWC", 5: "NDHWC"}
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class FusedBatchNormalization(keras.layers.BatchNormalization):
+class BatchNormalization(keras.layers.BatchNormalization):
     """``keras.layers.BatchNormalization`` by TensorFlow's fused operation where there is one.
+
+    It bears the parent's name because a weight file does: either class reads what the other wrote.
 
     Weights, their names, arguments, statistics and results are those of the parent, rounding apart: float32
     inside under any policy, the biased variance in the moving statistics, inference mode while
@@ -65,7 +67,7 @@ def use_fused_norms(model: keras.Model) -> None:
     """
     for layer in model._flatten_layers():
         if type(layer) is keras.layers.BatchNormalization:
-            layer.__class__ = FusedBatchNormalization
+            layer.__class__ = BatchNormalization
 
 
 def _normalized_by_batch(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
@@ -94,9 +96,7 @@ def _normalized(x: Any, mean: Any, variance: Any, gamma: Any, beta: Any, epsilon
     ).y  # fmt: skip
 
 
-def _normalized_in_training(
-    x: Any, mean: Any, variance: Any, gamma: Any, beta: Any, epsilon: float
-) -> Any:
+def _normalized_in_training(x: Any, mean: Any, variance: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     """As `_normalized`, bit for bit, with a gradient that is cheaper for a frozen layer.
 
     TensorFlow's own sums over all voxels whether or not gamma and beta train; here what nobody asks for is
