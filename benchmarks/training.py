@@ -9,8 +9,9 @@ softmax, an allocator that keeps its memory. Either lives in a process of its ow
 step are compared before anything is timed; a ratio is mrseg / PyTorch within one round, so below 1 mrseg is
 faster.
 
-The batch is the paper's, and so is the image, but for those that ``HALVED`` names: they have half the pixels
-along x and along y, so that a step takes seconds and the whole run minutes; ``--full`` times the papers'.
+The batch is the paper's, and so is the image, but for the networks that ``HALVED`` names: theirs has half the
+pixels along x and along y, so that a step takes seconds and the whole run minutes. ``--halvings 0`` times the
+papers' images for all, a higher number makes all smaller.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--networks", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--full", action="store_true", help="the paper's image size for every network")
+    parser.add_argument("--halvings", type=int, help="of x and y of every image")
     options = parser.parse_args()
     table = []
     for network in options.networks:
@@ -69,7 +70,7 @@ def main() -> None:
 
 def compared(network: str, precision: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a library; the ratio of the row of mrseg is mrseg's time / PyTorch's."""
-    shape, batch = size(network, options.full)
+    shape, batch = size(network, options.halvings)
     arguments = (network, precision, shape, batch, options.threads)
     with (
         rounds.Worker("training:torch_step", *arguments, variables=TUNED_ALLOCATOR) as theirs,
@@ -90,14 +91,14 @@ def compared(network: str, precision: str, options: argparse.Namespace) -> list[
     return [row | {"first_step_seconds": round(first[row["method"]], 1)} for row in rows]
 
 
-def size(network: str, full: bool) -> tuple[tuple[int, ...], int]:
+def size(network: str, halvings: int | None) -> tuple[tuple[int, ...], int]:
     """Image with its channels, and the recipe's batch."""
     import mrseg
     from mrseg.recipes import load_recipe
 
     x, y, *rest = mrseg.models.list()[network].input_shape
-    half = 1 if full or network not in HALVED else 2
-    return (x // half, y // half, *rest), load_recipe(RECIPES[network]).training.batch_size
+    parts = 2 ** (int(network in HALVED) if halvings is None else halvings)
+    return (x // parts, y // parts, *rest), load_recipe(RECIPES[network]).training.batch_size
 
 
 def check(network: str, precision: str, ours: float, theirs: float) -> None:
