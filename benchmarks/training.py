@@ -143,11 +143,11 @@ def keras_step(
     training._compile(model, settings, recipe.loss, recipe.class_names, steps=1)
     images, labels = noise(shape, batch, len(recipe.class_names))
     data = iter(tf.data.Dataset.from_tensors((images, labels)).cache().repeat())
-    take_step = model.make_train_function()
+    model.make_train_function()
     losses: list[float] = []
 
     def step() -> float:
-        losses.append(float(take_step(data)["loss"]))
+        losses.append(float(model.train_function(data)["loss"]))
         return losses[0]
 
     return step
