@@ -30,6 +30,7 @@ from mrseg.data.preprocessing import Preprocessing
 from mrseg.forward import LARGEST_MULTIPLE, compile_forward, for_volume, with_dropout
 from mrseg.inference import Slab, predict_slabs, whole
 from mrseg.maps import Maps, collect, memory_mb
+from mrseg.models.batch_norm import use_fused_norms
 from mrseg.passes import BATCH_SIZE, DEFAULT, Forward, Inference
 from mrseg.postprocess import Postprocessing
 
@@ -396,8 +397,11 @@ def _write_network(model: keras.Model, files: Sequence[Path]) -> None:
 
 def _read_network(files: Sequence[Path]) -> keras.Model:
     if len(files) == 1:
-        return keras.saving.load_model(files[0], compile=False)
+        model = keras.saving.load_model(files[0], compile=False)
+        use_fused_norms(model)
+        return model
     model = keras.models.model_from_json(files[0].read_text(encoding="utf-8"))
+    use_fused_norms(model)
     with np.load(files[1], allow_pickle=False) as halves:
         missing = {w.path for w in model.weights} ^ set(halves.files)
         if missing:

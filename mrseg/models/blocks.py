@@ -16,6 +16,7 @@ from keras import layers
 
 import mrseg.models.quiet  # noqa: F401  (registers layers that a file of a network with frozen groups may hold)
 from mrseg import _checks
+from mrseg.models.batch_norm import BatchNormalization
 from mrseg.models.layers import ChannelRecalibration, SpatialRecalibration
 from mrseg.models.resampling import LinearUpsampling, MaxPoolingWithIndices, MaxUnpooling
 
@@ -156,7 +157,7 @@ def separable_convolution(
 
 def norm(x: Any, *, name: str) -> Any:
     """BatchNormalization over all axes but the channels."""
-    return layers.BatchNormalization(momentum=NORM_MOMENTUM, name=name)(x)
+    return BatchNormalization(momentum=NORM_MOMENTUM, name=name)(x)
 
 
 def relu(x: Any, *, name: str) -> Any:

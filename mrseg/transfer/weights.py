@@ -12,6 +12,7 @@ import h5py
 import keras
 import numpy as np
 
+import mrseg.models.batch_norm
 import mrseg.models.quiet
 import mrseg.models.resampling  # noqa: F401  (registers the layers that a .keras file may hold)
 from mrseg import _checks
