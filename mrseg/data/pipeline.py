@@ -6,6 +6,7 @@ a resumed run sees the very batches that an unbroken run would have seen.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -95,8 +96,11 @@ def build_dataset(
     # training.
     rows = tf.data.Dataset.range(1).flat_map(next_epoch)
     rows = rows.apply(tf.data.experimental.assert_cardinality(len(plan)))
-    dataset = rows.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.batch(batch_size, drop_remainder=shuffle).prefetch(2)
+    # As many as there are processors, and no tuner: it slows short epochs, and the training besides them.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    dataset = rows.map(read, num_parallel_calls=len(os.sched_getaffinity(0)), deterministic=True)
+    return dataset.batch(batch_size, drop_remainder=shuffle).prefetch(2).with_options(options)
 
 
 def grid_order(
