@@ -226,7 +226,7 @@ def cut_input(image: np.ndarray, start: Sequence[int] | np.ndarray, sampling: Sa
     axis = sampling.slice_axis
     if not sampling.neighbours or axis is None:
         return cut(image, start, sampling.patch_shape).reshape(sampling.input_shape)
-    # All neighbours are read at once: where slices lie across the last axis, they share their pieces of memory.
+    # All neighbours are read at once: across the last axis they share their pieces of memory.
     first = int(start[axis]) - sampling.neighbours
     inside = slice(max(0, first), min(image.shape[axis], first + sampling.channels))
     index = [slice(s, s + size) for s, size in zip(start, sampling.patch_shape, strict=True)]
