@@ -5,8 +5,8 @@
 The pipeline is the one that `mrseg train` builds, on noise of the paper's size in memory: without
 augmentation, with the recipe's own, with every change switched on, and with that from a case cache on disk. A
 run of it is a whole epoch, its start and end included; a run of the network is one step of training. They
-take turns, each in a process of its own with all the cores, so that a ratio above 1 means that the pipeline
-could feed that many such machines. Whether it feeds a fast GPU too, 100 patches a second, stands beside it.
+take turns, each with all the cores, so that a ratio above 1 says how many such machines the pipeline could
+feed. Whether it feeds a fast GPU too, 100 patches a second, stands beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from machine import processor
-from rounds import Timing, Worker, compare, write
+from rounds import compare, write
 
 from mrseg.data.augmentation import Augmentation
 from mrseg.recipes.loader import Recipe, load_recipe
@@ -55,52 +55,47 @@ def main() -> None:
         write(options.output, table)
 
 
-def rates(name: str, rounds: int) -> list[dict[str, object]]:
+def rates(name: str, count: int) -> list[dict[str, object]]:
     """One row for every kind of pipeline of a recipe."""
     recipe = load_recipe(name)
     step = min(STEP, recipe.training.batch_size)
-    network = Worker("input:network", name)
-    rows = []
-    with network:
-        for kind in KINDS:
-            with Worker("input:pipeline", name, kind) as pipeline:
-                patches = pipeline.result()
-                timing = compare({"pipeline": pipeline, "network": network}, rounds)
-            rows.append(_row(name, kind, patches, step, timing, rounds))
-            print(*list(rows[-1].values())[:11], sep="  ", flush=True)
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+        pipelines = {kind: pipeline(name, kind, folder) for kind in KINDS}
+        patches = pipelines["none"]()
+        timings = compare({"network": network(name, step), **pipelines}, count)
+    consumed = timings.pop("network")
+    table = []
+    for kind, timing in timings.items():
+        # seconds a patch in the pipeline / in the network; the pipeline's rate / the network's is one over it
+        ratio, low, high = (
+            round(patches / step / value, 2) for value in (timing.ratio, timing.ratio_high, timing.ratio_low)
+        )
+        rate = patches / timing.seconds
+        table.append(
+            {
+                "recipe": name,
+                "network": recipe.network.builder,
+                "input": "x".join(map(str, recipe.sampling.input_shape)),
+                "augmentation": kind,
+                "patches_per_s": round(rate, 1),
+                "cpu_ms_per_patch": round(1000 * timing.cpu_seconds / patches, 2),
+                "network_patches_per_s": round(step / consumed.seconds, 3),
+                "ratio": ratio,
+                "ratio_low": low,
+                "ratio_high": high,
+                "goal": GOAL,
+                "feeds_a_fast_gpu": "yes" if rate >= GPU_RATE else "no",
+                "rounds": count,
+                "threads": os.cpu_count(),
+                "machine": processor(),
+                "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
+            }
+        )
+        print(*list(table[-1].values())[:12], sep="  ", flush=True)
+    return table
 
 
-def _row(
-    name: str, kind: str, patches: int, step: int, timing: dict[str, Timing], rounds: int
-) -> dict[str, object]:
-    recipe = load_recipe(name)
-    ours, theirs = timing["pipeline"], timing["network"]
-    ratio, low, high = (
-        round(patches / step * value, 2) for value in (theirs.ratio, theirs.ratio_low, theirs.ratio_high)
-    )
-    rate = patches / ours.seconds
-    return {
-        "recipe": name,
-        "network": recipe.network.builder,
-        "input": "x".join(map(str, recipe.sampling.input_shape)),
-        "augmentation": kind,
-        "patches_per_s": round(rate, 1),
-        "cpu_ms_per_patch": round(1000 * ours.cpu_seconds / patches, 2),
-        "network_patches_per_s": round(step / theirs.seconds, 3),
-        "ratio": ratio,
-        "ratio_low": low,
-        "ratio_high": high,
-        "goal": GOAL,
-        "feeds_a_fast_gpu": "yes" if rate >= GPU_RATE else "no",
-        "rounds": rounds,
-        "threads": os.cpu_count(),
-        "machine": processor(),
-        "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
-    }
-
-
-def pipeline(name: str, kind: str) -> Callable[[], int]:
+def pipeline(name: str, kind: str, folder: str) -> Callable[[], int]:
     """One epoch of a recipe's pipeline, whatever becomes of the batches; returns how many patches it had."""
     from mrseg.data.case_cache import CaseCache
     from mrseg.data.pipeline import build_dataset
@@ -118,8 +113,7 @@ def pipeline(name: str, kind: str) -> Callable[[], int]:
         for _ in range(count)
     ]
     if kind == "all, from disk":
-        folder = tempfile.TemporaryDirectory()
-        cache = CaseCache(folder.name)
+        cache = CaseCache(folder)
         examples = [cache.get([], {"number": n}, lambda n=n: examples[n]) for n in range(count)]
     data = build_dataset(
         examples,
@@ -131,8 +125,6 @@ def pipeline(name: str, kind: str) -> Callable[[], int]:
     def epoch() -> int:
         return sum(len(images) for images, _ in data)
 
-    if kind == "all, from disk":
-        epoch.folder = folder  # type: ignore[attr-defined]  # lives as long as the epochs do
     return epoch
 
 
@@ -155,7 +147,7 @@ def augmentation(recipe: Recipe, kind: str) -> Augmentation | None:
     )
 
 
-def network(name: str) -> Callable[[], None]:
+def network(name: str, step: int) -> Callable[[], None]:
     """One step of training of a recipe's network as `mrseg train` compiles it, on a batch that is there."""
     import keras
 
@@ -166,7 +158,6 @@ def network(name: str) -> Callable[[], None]:
     keras.utils.set_random_seed(0)
     model, _ = build_network(recipe)
     _compile(model, recipe.training, recipe.loss, recipe.class_names, steps=1)
-    step = min(STEP, recipe.training.batch_size)
     rng = np.random.default_rng(0)
     images = rng.random((step, *recipe.sampling.input_shape), np.float32)
     labels = rng.integers(0, len(recipe.class_names), images.shape[:-1]).astype(np.uint8)
