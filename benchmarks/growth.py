@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from machine import processor
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from rounds import write
 
 from mrseg.data.labels import OKABE_ITO
@@ -319,6 +320,8 @@ def draw(table: Sequence[dict[str, Any]]) -> Figure:
             plain_axes(axes, {"seconds": "time [s]", "peak_mb": "peak memory [MB]"}[value])
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_minor_formatter(NullFormatter())
             for work in works:
                 line = [row for row in table if (row["work"], row["against"]) == (work, against)]
                 sizes = [row["size"] for row in line]
