@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mrseg._checks import error
-from mrseg._files import atomic_file, writable_folder
+from mrseg.claims import claimed
 from mrseg.data.cases import Case, read_cases, select
 from mrseg.data.io import read_volume, write_labels
 from mrseg.data.phantom import write_cohort
@@ -76,8 +75,12 @@ def run_demo(
     Returns:
         The page, and the table as text.
     """
-    output = writable_folder(output)
-    _claim(output, seed)
+    with claimed(output, {"seed": seed}, "A folder holds the demo of one seed.") as folder:
+        return _demo(folder, seed, workers, progress)
+
+
+def _demo(output: Path, seed: int, workers: int, progress: bool) -> tuple[Path, str]:
+    """Runs the demo in a folder that is its own."""
     began = time.perf_counter()
     cases, quality = _prepare_cohorts(output, seed, workers, progress)
     t1, rows, seconds = _train_t1(output, cases, seed, progress)
@@ -103,19 +106,6 @@ def run_demo(
     short = to_text(_results_table(rows, seconds, metrics=("dice",)))
     text = f"{short}\n\n{_verdict(rows)}\nbest segmenter: {output / 'segmenter'} ({best[1]})"
     return page, f"{text}\nlabel map: {label_map}"
-
-
-def _claim(output: Path, seed: int) -> None:
-    """A folder holds the demo of one seed."""
-    path = output / "seed.txt"
-    if path.exists() and path.read_text(encoding="utf-8").strip() != str(seed):
-        raise error(
-            "A folder holds the demo of one seed.",
-            f"seed {seed} for {output}, begun with {path.read_text(encoding='utf-8').strip()}",
-            "Choose another --output.",
-        )
-    with atomic_file(path) as temporary:
-        temporary.write_text(f"{seed}\n", encoding="utf-8")
 
 
 def _prepare_cohorts(

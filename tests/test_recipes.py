@@ -279,21 +279,30 @@ def labelled_cases(folder):
     return read_cases(manifest)
 
 
+@pytest.fixture
+def no_training(monkeypatch):
+    """`train_recipe` up to the training, which does nothing."""
+    monkeypatch.setattr(runner, "_train", lambda *_: None)
+
+
 def finished_run(folder, cases):
     """A folder as a finished training of phantom_t1 leaves it, without the training."""
-    runner._claim(load_recipe("phantom_t1"), cases[:1], None, folder)
-    (folder / "segmenter").mkdir()
+    train_recipe(load_recipe("phantom_t1"), cases[:1], folder)
+    (folder / "segmenter").mkdir(exist_ok=True)
 
 
-def test_a_begun_folder_refuses_other_settings_and_other_cases_and_a_failed_start_does_not(tmp_path):
-    cases = labelled_cases(tmp_path / "raw")
-    runner._claim(load_recipe("phantom_t1", ["training.epochs=3"]), cases[:1], None, tmp_path)
-    finished_run(tmp_path, cases)  # nothing was begun before, so the corrected recipe is taken
-    runner._claim(load_recipe("phantom_t1"), cases[:1], None, tmp_path)
+def test_a_begun_folder_refuses_other_settings_and_other_cases_and_a_failed_start_does_not(
+    tmp_path, no_training
+):
+    cases = [dataclasses.replace(case, split="train") for case in labelled_cases(tmp_path / "raw")]
+    folder, other = tmp_path / "run", load_recipe("phantom_t1", ["training.epochs=3"])
+    train_recipe(other, cases[:1], folder)
+    finished_run(folder, cases)  # nothing was begun before, so the corrected recipe is taken
+    finished_run(folder, cases)
     with pytest.raises(InputError, match="one run.*another recipe"):
-        runner._claim(load_recipe("phantom_t1", ["training.epochs=3"]), cases[:1], None, tmp_path)
+        train_recipe(other, cases[:1], folder)
     with pytest.raises(InputError, match="one run.*another cases"):
-        runner._claim(load_recipe("phantom_t1"), cases[1:], None, tmp_path)
+        train_recipe(load_recipe("phantom_t1"), cases[1:], folder)
 
 
 def source_of(recipe, **changes):
@@ -321,15 +330,18 @@ def test_a_source_with_other_classes_or_preprocessing_is_refused(tmp_path, chang
         train_recipe(load_recipe("phantom_t2", SMALL), cases, tmp_path / "o", source=source, progress=False)
 
 
-def test_a_begun_transfer_knows_its_source_again_after_it_was_saved_anew_and_refuses_another(tmp_path):
-    recipe = load_recipe("phantom_t1", SMALL)
-    cases, source = labelled_cases(tmp_path / "raw")[:1], source_of(recipe)
-    runner._claim(recipe, cases, source, tmp_path)
-    (tmp_path / "segmenter").mkdir()
-    runner._claim(recipe, cases, Segmenter.load(source.save(tmp_path / "t1")), tmp_path)
+def test_a_begun_transfer_knows_its_source_again_after_it_was_saved_anew_and_refuses_another(
+    tmp_path, no_training
+):
+    recipe = load_recipe("phantom_t2", [*SMALL, "sequence=T1w"])
+    cases, source = labelled_cases(tmp_path / "raw")[:1], source_of(load_recipe("phantom_t1", SMALL))
+    folder = tmp_path / "run"
+    train_recipe(recipe, cases, folder, source=source)
+    (folder / "segmenter").mkdir()
+    train_recipe(recipe, cases, folder, source=Segmenter.load(source.save(tmp_path / "t1")))
     source.model.get_layer("head_logits").bias.assign([1.0, 0.0, 0.0])
     with pytest.raises(InputError, match="one run.*another source"):
-        runner._claim(recipe, cases, source, tmp_path)
+        train_recipe(recipe, cases, folder, source=source)
 
 
 def test_a_test_subject_that_the_source_has_seen_is_refused(tmp_path):

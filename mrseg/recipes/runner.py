@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import platform
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import yaml
 import mrseg
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
+from mrseg.claims import claimed
 from mrseg.data.augmentation import Augmentation
 from mrseg.data.case_cache import CaseCache
 from mrseg.data.cases import Case, check_splits, write_cases
@@ -46,6 +46,7 @@ from mrseg.transfer.weights import load_weights
 log = logging.getLogger(__name__)
 
 PSEUDO_LABELS = "pseudo_labels"
+ONE_RUN = "A folder holds one run: one recipe, its cases and the network it started from."
 
 
 def build_network(recipe: Recipe, source: keras.Model | None = None) -> tuple[keras.Model, str]:
@@ -119,7 +120,26 @@ def train_recipe(
     _check_start(recipe, source.model if source else None)
     _check_source(recipe, source, cases)
     train, validation = _split(recipe, _with_pseudo_labels(recipe, cases, output))
-    _claim(recipe, [*train, *validation], source, output)
+    run = _run(recipe, [*train, *validation], source)
+    begun = bool(epochs_done(output)) or (output / "segmenter").exists()
+    with claimed(output, run, ONE_RUN, binding=begun):
+        with atomic_file(output / "recipe.yaml") as page:
+            page.write_text(run["recipe"], encoding="utf-8")
+        write_cases([*train, *validation], output / "cohort.tsv")
+        return _train(recipe, train, validation, output, source, cache, loggers, progress)
+
+
+def _train(
+    recipe: Recipe,
+    train: Sequence[Case],
+    validation: Sequence[Case],
+    output: Path,
+    source: Segmenter | None,
+    cache: str | Path | None,
+    loggers: Sequence[str],
+    progress: bool,
+) -> Segmenter:
+    """Trains in a folder that is this run's own."""
     place = place_of_examples(recipe, train, validation, cache, output)
     if source is not None and recipe.transfer is not None and recipe.transfer.labels_from:
         pseudo_label(
@@ -313,34 +333,18 @@ def _check_source(recipe: Recipe, source: Segmenter | None, cases: Sequence[Case
         )
 
 
-def _claim(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None, output: Path) -> None:
-    """Writes what this run is; refuses to go on with one of another recipe, other cases or another source."""
-    page = yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True)
+def _run(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None) -> dict[str, Any]:
+    """What this run is: one of another recipe, other cases or another source has a folder of its own."""
     files = [
         [c.subject, c.split, c.images[sequence].name, c.labels[sequence].name if sequence in c.labels else ""]
         for sequence in recipe.sequences
         for c in having(recipe, cases, sequence)
     ]
-    run = {
-        "recipe": page,
+    return {
+        "recipe": yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True),
         "cases": sorted(files),
         "source": None if source is None else _weights_digest(source.model),
     }
-    path = output / "run.json"
-    begun = epochs_done(output) or (output / "segmenter").exists()
-    if begun and path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key in run if earlier.get(key) != run[key]]
-        if other:
-            raise error(
-                "A folder holds one run: one recipe, its cases and the network it started from.",
-                f"{output}, begun with another {' and '.join(other)}",
-                "Choose another output folder, or remove this one.",
-            )
-    for file, text in (("run.json", json.dumps(run, indent=1)), ("recipe.yaml", page)):
-        with atomic_file(output / file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    write_cases(cases, output / "cohort.tsv")
 
 
 def _weights_digest(model: keras.Model) -> str:

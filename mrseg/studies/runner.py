@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from mrseg import configuration
 from mrseg._checks import error
-from mrseg._files import atomic_file, writable_folder
+from mrseg._files import atomic_file
+from mrseg.claims import claimed
 from mrseg.crossval import cross_validate
 from mrseg.data.cases import Case, read_cases, write_cases
 from mrseg.data.phantom import write_cohort
@@ -31,6 +31,8 @@ NOTICE = (
     "These heads are synthetic, made by code. The figures compare methods on them; they say nothing about "
     "how well any does on patients."
 )
+#: What of a study's page decides its trainings; how they are shown may change later.
+DECISIVE = ("sequence", "folds", "choose", "seed", "phantom")
 
 
 def run_study(
@@ -67,29 +69,38 @@ def run_study(
         InputError: no cases for a study without a synthetic cohort, another study begun in ``output``, and
             what `mrseg.crossval.cross_validate` raises.
     """
-    output = writable_folder(output)
-    _claim(study, output)
-    notice = NOTICE if cases is None else ""
-    if cases is None:
-        if study.phantom is None:
-            raise error(f"Study {study.name} needs scans.", "none", "Name a manifest: --data cohort.tsv.")
-        cases = make_cohort(study.phantom, study.sequence, output / "cohort")
-    _check_shown(study, cases, overrides)
-    scores, trials = cross_validate(
-        study.experiments,
-        cases,
-        output,
-        sequence=study.sequence,
-        folds=study.folds,
-        choose=study.choose,
-        source=source,
-        overrides=overrides,
-        cache=cache,
-        seed=study.seed,
-        workers=workers,
-        scheduler=scheduler,
-        progress=progress,
-    )
+    if cases is None and study.phantom is None:
+        raise error(f"Study {study.name} needs scans.", "none", "Name a manifest: --data cohort.tsv.")
+    page = configuration.as_plain(dataclasses.asdict(study))
+    decisive = {key: page[key] for key in DECISIVE}
+    with claimed(output, decisive, "A folder holds one study.", file="study.json") as folder:
+        scans = cases
+        if scans is None:
+            assert study.phantom is not None
+            scans = make_cohort(study.phantom, study.sequence, folder / "cohort")
+        _check_shown(study, scans, overrides)
+        scores, trials = cross_validate(
+            study.experiments,
+            scans,
+            folder,
+            sequence=study.sequence,
+            folds=study.folds,
+            choose=study.choose,
+            source=source,
+            overrides=overrides,
+            cache=cache,
+            seed=study.seed,
+            workers=workers,
+            scheduler=scheduler,
+            progress=progress,
+        )
+        return _published(study, scores, trials, folder, NOTICE if cases is None else "")
+
+
+def _published(
+    study: Study, scores: Sequence[Row], trials: Sequence[Row], output: Path, notice: str
+) -> tuple[Path, str]:
+    """Writes tables, figures and the page; the page, and the tables as text."""
     made, said = _tables(study, scores, trials, output)
     pictures = _figures(study, scores, trials, output)
     write_tables(made, output / "tables")
@@ -146,24 +157,6 @@ def make_cohort(phantom: Phantom, sequence: str, folder: Path) -> list[Case]:
             cases.append(dataclasses.replace(case, subject=subject, images=images, labels=labels))
     write_cases(cases, manifest)
     return read_cases(manifest)
-
-
-def _claim(study: Study, output: Path) -> None:
-    """A folder holds one study; how it is shown may change, what is trained may not."""
-    kept = ("sequence", "folds", "choose", "seed", "phantom")
-    page = {
-        key: value for key, value in configuration.as_plain(dataclasses.asdict(study)).items() if key in kept
-    }
-    path = output / "study.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != page:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        raise error(
-            "A folder holds one study.",
-            f"{output}, begun with another {', '.join(key for key in page if page[key] != earlier.get(key))}",
-            "Choose another output folder.",
-        )
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(page, indent=1), encoding="utf-8")
 
 
 def _check_shown(study: Study, cases: Sequence[Case], overrides: Sequence[str]) -> None:
