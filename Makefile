@@ -1,17 +1,23 @@
 # make demo   the main job on the built-in phantom (6 to 8 minutes on two cores, after the install)
 # make test   what every change must pass
 # make check  make test and the long checks besides
+# make bench  every benchmark beside its peers, and one table of them (about 40 minutes on two cores)
 PYTHON ?= python3
 BIN := .venv/bin
+# What make bench runs, and where its figures go.
+BENCH := .venv-bench/bin/python
+BENCHMARKS := metrics inference preprocessing features engines training input growth scaling
+RESULTS ?= runs/bench
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint check notebooks clean
+.PHONY: demo test lint check bench notebooks clean
 
 demo: .venv/installed
 	$(BIN)/mrseg demo --output runs/demo
 
 test: .venv/installed-test lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/test_speed.py -m speed --benchmark-columns=median,rounds
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -23,6 +29,13 @@ check: test .venv/installed-check
 	$(BIN)/python -m pytest -m "slow"
 	$(BIN)/python examples/build_notebooks.py --check
 	$(BIN)/python examples/build_pages.py --check docs/guides/six_scans.md
+
+bench: .venv-bench/installed
+	for name in $(BENCHMARKS); do \
+	  echo "== $$name"; PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/$$name.py --output $(RESULTS)/$$name.csv || exit 1; \
+	done
+	PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/gpu.py --small --output $(RESULTS)/gpu.csv
+	$(BENCH) benchmarks/table.py $(RESULTS)
 
 notebooks: .venv/installed-check
 	$(BIN)/python examples/build_notebooks.py
@@ -43,5 +56,11 @@ notebooks: .venv/installed-check
 	$(BIN)/pip install --quiet --editable '.[notebooks,jax,tensorboard]'
 	touch $@
 
+.venv-bench/installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --upgrade pip
+	.venv-bench/bin/pip install --quiet --requirement benchmarks/requirements.txt
+	touch $@
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-bench runs build *.egg-info

@@ -10,10 +10,7 @@ counted. What the cache costs once, in seconds and on disk, stands beside the ra
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,15 +19,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import rounds
 import tensorflow as tf
+from machine import processor
 
 import mrseg
 from mrseg.transfer import cache_features, find_cut, hybrid, train_last
-
-COLUMNS = (
-    "case", "input", "cases", "batch", "ordinary_s", "cached_s", "ratio", "ratio_min", "ratio_max", "goal",
-    "once_s", "cache_mb", "rounds", "machine", "versions",
-)  # fmt: skip
 
 
 def segnet(convs: int) -> keras.Model:
@@ -71,14 +65,12 @@ def data_for(model: keras.Model, cases: int, batch: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch).with_options(options)
 
 
-def seconds(model: keras.Model, data: tf.data.Dataset) -> float:
-    """Of one epoch."""
-    start = time.perf_counter()
+def epoch(model: keras.Model, data: tf.data.Dataset) -> None:
+    """One epoch of training."""
     model.fit(data, epochs=1, verbose=0, shuffle=False)
-    return time.perf_counter() - start
 
 
-def measure(name: str, rounds: int) -> dict[str, object]:
+def measure(name: str, count: int) -> dict[str, object]:
     """One row: medians over the rounds."""
     build, cases, batch, goal = CASES[name]
     model = build()
@@ -91,23 +83,26 @@ def measure(name: str, rounds: int) -> dict[str, object]:
         with cache_features(cut, data, Path(folder) / "cache") as cached:
             once = time.perf_counter() - start
             features = cached.dataset()
-            pairs = [(seconds(model, data), seconds(cut.suffix, features)) for _ in range(rounds + 1)][1:]
-            ratios = [ordinary / kept for ordinary, kept in pairs]
+            timings = rounds.compare(
+                {"cached": lambda: epoch(cut.suffix, features), "ordinary": lambda: epoch(model, data)}, count
+            )
+            ordinary, kept = timings["ordinary"], timings["cached"]
             return {
                 "case": name,
                 "input": "x".join(map(str, model.input_shape[1:])),
                 "cases": cases,
                 "batch": batch,
-                "ordinary_s": round(statistics.median(pair[0] for pair in pairs), 3),
-                "cached_s": round(statistics.median(pair[1] for pair in pairs), 3),
-                "ratio": round(statistics.median(ratios), 2),
-                "ratio_min": round(min(ratios), 2),
-                "ratio_max": round(max(ratios), 2),
+                "ordinary_s": round(ordinary.seconds, 3),
+                "cached_s": round(kept.seconds, 3),
+                "ratio": round(ordinary.ratio, 2),
+                "ratio_low": round(ordinary.ratio_low, 2),
+                "ratio_high": round(ordinary.ratio_high, 2),
                 "goal": goal,
                 "once_s": round(once, 2),
                 "cache_mb": round(cached.bytes / 1e6, 1),
-                "rounds": rounds,
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "rounds": count,
+                "threads": os.cpu_count(),
+                "machine": processor(),
                 "versions": ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "keras")),
             }
 
@@ -119,15 +114,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
-    rows = []
+    table: list[dict[str, object]] = []
     for name in options.cases:
-        rows.append(measure(name, options.rounds))
-        print("  ".join(f"{key} {rows[-1][key]}" for key in COLUMNS[:-3]), flush=True)
+        table.append(measure(name, options.rounds))
+        print("  ".join(f"{key} {table[-1][key]}" for key in list(table[-1])[:-4]), flush=True)
     if options.output:
-        with open(options.output, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        rounds.write(options.output, table)
 
 
 if __name__ == "__main__":

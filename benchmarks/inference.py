@@ -12,16 +12,14 @@ MONAI is timed as it comes, and in its buffered mode along the first axis.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
-import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import rounds
 import torch
 from monai.inferers import sliding_window_inference
 
@@ -49,20 +47,11 @@ def main() -> None:
     warnings.simplefilter("ignore")  # the peer's deprecations
     torch.set_num_threads(options.threads)
     check()
-    about = {
-        "threads": f"mrseg 1, PyTorch {options.threads}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "numpy"))
-        + f", Python {platform.python_version()}",
-    }
-    rows = []
+    table = []
     for shape, patch, overlap in CASES[: options.cases]:
         for blending in ("gaussian", "constant"):
-            rows += compared(shape, patch, overlap, blending, options.rounds)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(options.output, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *about], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **about} for row in rows)
+            table += compared(shape, patch, overlap, blending, options.rounds)
+    rounds.write(options.output, table)
 
 
 def check() -> None:
@@ -81,8 +70,8 @@ def check() -> None:
 
 
 def compared(
-    shape: tuple[int, ...], patch: tuple[int, int, int], overlap: float, blending: str, rounds: int
-) -> list[dict[str, object]]:
+    shape: tuple[int, ...], patch: tuple[int, int, int], overlap: float, blending: str, count: int
+) -> list[dict[str, Any]]:
     """Median seconds of every method and the ratio of the peers to mrseg within a round."""
     image = np.random.default_rng(0).random(shape, np.float32)
     tensor = torch.from_numpy(image)[None, None]
@@ -108,38 +97,17 @@ def compared(
         "monai": monai,
         "monai, buffered": lambda: monai(buffer_steps=2, buffer_dim=0),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    cpu: dict[str, list[float]] = {name: [] for name in methods}
-    for method in methods.values():
-        method()  # a first time, not counted
-    names = list(methods)
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            start, worked = time.perf_counter(), time.process_time()
-            methods[name]()
-            seconds[name].append(time.perf_counter() - start)
-            cpu[name].append(time.process_time() - worked)
-    rows: list[dict[str, object]] = []
-    for name in names:
-        ratios = np.array(seconds[name]) / seconds[names[0]]
-        rows.append(
-            {
-                "volume": "x".join(map(str, shape)),
-                "patch": "x".join(map(str, patch)),
-                "overlap": overlap,
-                "blending": blending,
-                "method": name,
-                "seconds": round(float(np.median(seconds[name])), 3),
-                "ratio": round(float(np.median(ratios)), 2),
-                "ratio_low": round(float(ratios.min()), 2),
-                "ratio_high": round(float(ratios.max()), 2),
-                "cpu_seconds": round(float(np.median(cpu[name])), 3),
-                "cpu_ratio": round(float(np.median(np.array(cpu[name]) / cpu[names[0]])), 2),
-                "rounds": rounds,
-            }
-        )
-        print(*rows[-1].values(), sep="  ", flush=True)
-    return rows
+    work = {
+        "volume": "x".join(map(str, shape)), "patch": "x".join(map(str, patch)), "overlap": overlap,
+        "blending": blending,
+    }  # fmt: skip
+    table = rounds.rows(
+        work, rounds.compare(methods, count), rounds=count,
+        threads=f"mrseg 1, PyTorch {torch.get_num_threads()}", packages=("torch", "monai", "numpy"),
+    )  # fmt: skip
+    for row in table:
+        print(*list(row.values())[:11], sep="  ", flush=True)
+    return table
 
 
 if __name__ == "__main__":

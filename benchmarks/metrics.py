@@ -11,10 +11,8 @@ from it; DeepMind's sort of Python tuples is exchanged for NumPy's. Their own wa
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import platform
-import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rounds
 import surface_distance
 import torch
 from machine import processor
@@ -66,26 +65,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = []
     for shape in SHAPES:
-        rounds = max(3, options.rounds if shape == SHAPES[0] else options.rounds // 2)
+        count = max(1, options.rounds if shape == SHAPES[0] else options.rounds // 2)
         true, pred, spacing = label_maps(shape)
-        rows += compared("overlap, 4 classes", shape, overlap_methods(true, pred), rounds)
+        rows += compared("overlap, 4 classes", shape, overlap_methods(true, pred), count)
         for c, name in enumerate(CLASSES[1:], start=1):
             methods = surface_methods(true == c, pred == c, spacing)
-            rows += compared(f"Hausdorff + HD95 + ASSD, {name}", shape, methods, rounds)
+            rows += compared(f"Hausdorff + HD95 + ASSD, {name}", shape, methods, count)
     about = {
         "threads": f"mrseg 1, DeepMind 1, PyTorch {options.threads}",
-        "processor": processor(),
+        "machine": processor(),
         "versions": ", ".join(
             f"{name} {version(name)}" for name in ("torch", "monai", "surface-distance", "numpy", "scipy")
         )
         + f", Python {platform.python_version()}",
     }
     show(rows, about)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(options.output, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *about], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **about} for row in rows)
+    rounds.write(options.output, [{**row, **about} for row in rows])
 
 
 def label_maps(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
@@ -226,29 +221,19 @@ def naive(true: np.ndarray, pred: np.ndarray, spacing: tuple[float, float, float
     )  # fmt: skip
 
 
-def compared(what: str, shape: tuple[int, ...], methods: dict[str, Method], rounds: int) -> list[dict]:
-    """Runs all methods in turn, ``rounds`` times; one row per peer."""
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    order = list(methods)
-    for turn in range(rounds):
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            started = time.perf_counter()
-            methods[name]()
-            seconds[name].append(time.perf_counter() - started)
-    ours = np.array(seconds.pop("mrseg"))
-    rows = []
-    for name, measured in seconds.items():
-        ratios = np.array(measured) / ours
-        rows.append(
-            {
-                "what": what, "shape": "x".join(map(str, shape)), "peer": name, "rounds": rounds,
-                "mrseg_ms": round(1000 * float(np.median(ours)), 2),
-                "peer_ms": round(1000 * float(np.median(measured)), 1),
-                "ratio": round(float(np.median(ratios)), 1),
-                "ratio_lowest": round(float(ratios.min()), 1), "ratio_highest": round(float(ratios.max()), 1),
-            }
-        )  # fmt: skip
-    return rows
+def compared(what: str, shape: tuple[int, ...], methods: dict[str, Method], count: int) -> list[dict]:
+    """Runs all methods in turn, ``count`` times; one row per peer."""
+    timings = rounds.compare(methods, count, warm_up=0)  # they ran when their results were compared
+    ours = timings.pop("mrseg")
+    return [
+        {
+            "what": what, "shape": "x".join(map(str, shape)), "peer": name, "rounds": count,
+            "mrseg_ms": round(1000 * ours.seconds, 2), "peer_ms": round(1000 * theirs.seconds, 1),
+            "ratio": round(theirs.ratio, 1), "ratio_low": round(theirs.ratio_low, 1),
+            "ratio_high": round(theirs.ratio_high, 1),
+        }
+        for name, theirs in timings.items()
+    ]  # fmt: skip
 
 
 def show(rows: list[dict], about: dict[str, str]) -> None:
@@ -257,7 +242,7 @@ def show(rows: list[dict], about: dict[str, str]) -> None:
     for row in rows:
         print(
             f"{row['what']:34}{row['shape']:13}{row['peer']:34}{row['mrseg_ms']:9.1f}{row['peer_ms']:10.1f}"
-            f"{row['ratio']:8.1f}  {row['ratio_lowest']} to {row['ratio_highest']}"
+            f"{row['ratio']:8.1f}  {row['ratio_low']} to {row['ratio_high']}"
         )
     print(*(f"{name}: {text}" for name, text in about.items()), sep="\n")
 

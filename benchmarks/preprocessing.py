@@ -11,9 +11,8 @@ filters float32 slices that lie together in memory, TorchIO copies no subject, S
 from __future__ import annotations
 
 import argparse
-import csv
+import os
 import platform
-import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rounds
 import SimpleITK as sitk
 import tensorflow as tf
 import torch
@@ -67,16 +67,13 @@ def main() -> None:
     rows = [row for what, methods in tasks.items() for row in compared(what, methods, options.rounds)]
     names = ("numpy", "scipy", "torch", "monai", "torchio", "SimpleITK", "tensorflow")
     about = {
-        "processor": processor(),
+        "threads": os.cpu_count(),
+        "machine": processor(),
         "versions": ", ".join(f"{name} {version(name)}" for name in names)
         + f", Python {platform.python_version()}",
     }
     show(rows, about)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(options.output, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *about], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **about} for row in rows)
+    rounds.write(options.output, [{**row, **about} for row in rows])
 
 
 def lcn_methods(image: np.ndarray) -> dict[str, Method]:
@@ -222,35 +219,21 @@ def equal(methods: dict[str, Method], tolerance: float, where: Any = ...) -> dic
     return methods
 
 
-def compared(what: str, methods: dict[str, Method], rounds: int) -> list[dict]:
-    """Runs all methods in turn, ``rounds`` times; one row per peer."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
-    order = list(methods)
-    for method in methods.values():
-        method()  # graphs, caches
-    for turn in range(rounds):
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            started, worked = time.perf_counter(), time.process_time()
-            methods[name]()
-            seconds[name].append((time.perf_counter() - started, time.process_time() - worked))
-    ours = np.array(seconds.pop("mrseg"))
-    rows = []
-    for name, measured in seconds.items():
-        ratios = np.array(measured) / ours
-        wall, cpu = ratios.T
-        rows.append(
-            {
-                "what": what, "peer": name, "rounds": rounds,
-                "mrseg_ms": round(1000 * float(np.median(ours[:, 0])), 1),
-                "peer_ms": round(1000 * float(np.median(np.array(measured)[:, 0])), 1),
-                "ratio": round(float(np.median(wall)), 2),
-                "ratio_lowest": round(float(wall.min()), 2), "ratio_highest": round(float(wall.max()), 2),
-                "ratio_processor": round(float(np.median(cpu)), 2),
-                "ratio_processor_lowest": round(float(cpu.min()), 2),
-                "ratio_processor_highest": round(float(cpu.max()), 2),
-            }
-        )  # fmt: skip
-    return rows
+def compared(what: str, methods: dict[str, Method], count: int) -> list[dict]:
+    """Runs all methods in turn, ``count`` times; one row per peer."""
+    timings = rounds.compare(methods, count)
+    ours = timings.pop("mrseg")
+    return [
+        {
+            "what": what, "peer": name, "rounds": count,
+            "mrseg_ms": round(1000 * ours.seconds, 1), "peer_ms": round(1000 * theirs.seconds, 1),
+            "ratio": round(theirs.ratio, 2), "ratio_low": round(theirs.ratio_low, 2),
+            "ratio_high": round(theirs.ratio_high, 2),
+            "mrseg_cpu_ms": round(1000 * ours.cpu_seconds, 1),
+            "peer_cpu_ms": round(1000 * theirs.cpu_seconds, 1),
+        }
+        for name, theirs in timings.items()
+    ]  # fmt: skip
 
 
 def show(rows: list[dict], about: dict[str, str]) -> None:
@@ -259,9 +242,8 @@ def show(rows: list[dict], about: dict[str, str]) -> None:
     for row in rows:
         print(
             f"{row['what']:42}{row['peer']:16}{row['mrseg_ms']:9.1f}{row['peer_ms']:9.1f}"
-            f"{row['ratio']:7.2f}  "
-            f"{row['ratio_lowest']} to {row['ratio_highest']}, {row['ratio_processor']} "
-            f"({row['ratio_processor_lowest']} to {row['ratio_processor_highest']})"
+            f"{row['ratio']:7.2f}  {row['ratio_low']} to {row['ratio_high']}, "
+            f"{row['peer_cpu_ms'] / max(row['mrseg_cpu_ms'], 0.1):.2f}"
         )
     print(*(f"{name}: {text}" for name, text in about.items()), sep="\n")
 

@@ -226,12 +226,16 @@ def cut_input(image: np.ndarray, start: Sequence[int] | np.ndarray, sampling: Sa
     axis = sampling.slice_axis
     if not sampling.neighbours or axis is None:
         return cut(image, start, sampling.patch_shape).reshape(sampling.input_shape)
+    # All neighbours are read at once: across the last axis they share their pieces of memory.
+    first = int(start[axis]) - sampling.neighbours
+    inside = slice(max(0, first), min(image.shape[axis], first + sampling.channels))
+    index = [slice(s, s + size) for s, size in zip(start, sampling.patch_shape, strict=True)]
+    index[axis] = inside
+    slices = np.moveaxis(image[tuple(index)], axis, -1)
+    if slices.shape[-1] == sampling.channels:
+        return slices
     channels = np.zeros(sampling.input_shape, image.dtype)
-    for channel in range(sampling.channels):
-        beside = list(start)
-        beside[axis] += channel - sampling.neighbours
-        if 0 <= beside[axis] < image.shape[axis]:
-            channels[..., channel] = cut(image, beside, sampling.patch_shape).reshape(channels.shape[:-1])
+    channels[..., inside.start - first : inside.stop - first] = slices
     return channels
 
 

@@ -6,9 +6,11 @@ a resumed run sees the very batches that an unbroken run would have seen.
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,30 +102,50 @@ def build_dataset(
         raise error(f"An epoch must fill at least one batch of {smallest}.", f"{len(plan)} patches")
     mine = _places(len(plan), batch_size, share, whole_batches=shuffle)
 
-    def load(case: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        image, labels = examples[int(case)]
-        patch = cut_input(image, start, sampling)
-        return np.ascontiguousarray(patch), np.ascontiguousarray(
-            cut(labels, start, sampling.patch_shape).reshape(squeezed)
-        )
+    load = plan.load
+
+    def next_rows() -> np.ndarray:
+        return plan.next_epoch()[mine]
 
     def read(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image, labels = tf.numpy_function(load, (row[0], row[1:4]), (tf.float32, tf.uint8))
+        image, labels = tf.numpy_function(weakly(load), (row[0], row[1:4]), (tf.float32, tf.uint8))
         image, labels = tf.ensure_shape(image, input_shape), tf.ensure_shape(labels, squeezed)
         if augmentation:
             image, labels = augmentation(image, labels, row[4:6])
         return (image - sampling.channel_mean if sampling.channel_mean else image), labels
 
     def next_epoch(_: tf.Tensor) -> tf.data.Dataset:
-        rows = tf.numpy_function(lambda: plan.next_epoch()[mine], (), tf.int32)
+        rows = tf.numpy_function(weakly(next_rows), (), tf.int32)
         return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, (len(mine), 6)))
 
     # Not from_generator: it makes the allocator of the whole process give memory back at once, which slows
     # training.
     rows = tf.data.Dataset.range(1).flat_map(next_epoch)
     rows = rows.apply(tf.data.experimental.assert_cardinality(len(mine)))
-    dataset = rows.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.batch(batch_size // share.processes, drop_remainder=shuffle).prefetch(2)
+    # As many calls as there are cores, and no tuner, which was seen to make short epochs longer.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    dataset = rows.map(read, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
+    dataset = dataset.batch(batch_size // share.processes, drop_remainder=shuffle).prefetch(2)
+    dataset = dataset.with_options(options)
+    dataset.functions = load, next_rows
+    return dataset
+
+
+def weakly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function as `tf.numpy_function` should have it, which keeps what it is given until the process ends.
+
+    Whoever makes a dataset of it gives the dataset an attribute that holds the function itself: what is made
+    of the dataset, and its iterators, hold on to the dataset. Arrays that the function knows go with it.
+    """
+    reference = weakref.ref(function)
+
+    def call(*arguments: Any) -> Any:
+        held = reference()
+        assert held is not None, "the dataset is gone"
+        return held(*arguments)
+
+    return call
 
 
 def grid_order(
@@ -168,11 +190,12 @@ def _places(patches: int, batch_size: int, share: Share, *, whole_batches: bool)
 
 
 class _Plan:
-    """Rows (case, x, y, z, seed, seed) of one epoch after the other."""
+    """Rows (case, x, y, z, seed, seed) of one epoch after the other, and what lies there."""
 
     def __init__(
         self, examples: Sequence[Example], sampling: Sampling, shuffle: bool, seed: int, first_epoch: int
     ):
+        self.examples = examples
         self.shapes = [image.shape for image, _ in examples]
         self.sampling, self.shuffle, self.seed, self.epoch = sampling, shuffle, seed, first_epoch
         balanced = shuffle and sampling.class_share > 0
@@ -182,6 +205,15 @@ class _Plan:
     def __len__(self) -> int:
         per_volume = self.sampling.patches_per_volume if self.shuffle else None
         return per_volume * len(self.shapes) if per_volume else sum(map(len, self.grid))
+
+    def load(self, case: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Image and labels of a patch, each in one piece of memory."""
+        image, labels = self.examples[int(case)]
+        patch = cut(labels, start, self.sampling.patch_shape)
+        return (
+            np.ascontiguousarray(cut_input(image, start, self.sampling)),
+            np.ascontiguousarray(patch.reshape(self.sampling.input_shape[:-1])),
+        )
 
     def next_epoch(self) -> np.ndarray:
         """(patches, 6) int32."""

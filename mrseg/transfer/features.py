@@ -24,6 +24,7 @@ from keras import ops, tree
 
 from mrseg import _checks
 from mrseg._files import atomic_folder, told_when_full
+from mrseg.data.pipeline import weakly
 from mrseg.transfer.compiling import compile_like
 from mrseg.transfer.cutting import Cut, find_cut, stored_type
 
@@ -138,7 +139,7 @@ class CachedFeatures:
             ]
 
         def batch(rows: tf.Tensor) -> Any:
-            flat = tf.numpy_function(read, (rows,), [tf.as_dtype(t) for t in types])
+            flat = tf.numpy_function(weakly(read), (rows,), [tf.as_dtype(t) for t in types])
             flat = [
                 tf.ensure_shape(tensor, (None, *array.shape))
                 for tensor, array in zip(flat, self._arrays, strict=True)
@@ -147,7 +148,7 @@ class CachedFeatures:
 
         def next_epoch(_: tf.Tensor) -> tf.data.Dataset:
             rows = tf.data.Dataset.from_tensor_slices(
-                tf.ensure_shape(tf.numpy_function(next_order, (), tf.int64), (self.count,))
+                tf.ensure_shape(tf.numpy_function(weakly(next_order), (), tf.int64), (self.count,))
             )
             return rows.batch(size, drop_remainder=drop_remainder)
 
@@ -160,7 +161,9 @@ class CachedFeatures:
         # 0.32, 0.64, ... s, and without it not.
         options = tf.data.Options()
         options.autotune.enabled = False
-        return batches.with_options(options)
+        batches = batches.with_options(options)
+        batches.functions = read, next_order
+        return batches
 
     def close(self) -> None:
         """Removes the folder."""

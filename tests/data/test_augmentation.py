@@ -254,6 +254,29 @@ def test_noise_has_mean_0_and_a_deviation_up_to_its_strength():
     assert abs(np.mean(noise)) < 0.005  # deviation of the mean: at most 0.5 / sqrt(160,000)
 
 
+def test_the_noise_is_normal_and_no_two_voxels_share_theirs():
+    table = augmentation._normal_quantiles()
+    assert table.shape == (65_536,) and (np.diff(table) > 0).all()
+    assert abs(table.mean()) < 1e-6 and table.std() == pytest.approx(1, abs=1e-6)
+    # shares within 1, 2 and 3 deviations, by any table of the normal distribution
+    for width, share in ((1, 0.682689), (2, 0.954500), (3, 0.997300)):
+        assert (np.abs(table) < width).mean() == pytest.approx(share, abs=2e-4)
+    noise = augmentation.random_noise(tf.zeros((61, 41, 1)), seed(4), 1.0).numpy().ravel()  # an odd number
+    unit = noise / noise.std()
+    assert (np.abs(unit) < 1).mean() == pytest.approx(0.6827, abs=5 * np.sqrt(0.68 * 0.32 / 2501))
+    # words of 32 bits give two voxels, half the image apart: they know nothing of each other
+    assert abs(np.corrcoef(unit[:1250], unit[1251:])[0, 1]) < 5 / np.sqrt(1250)
+
+
+def test_gamma_is_a_power_of_the_way_from_the_lowest_to_the_highest_value():
+    image = np.random.default_rng(0).normal(size=(6, 5, 4, 1)).astype(np.float32)
+    bent = augmentation.random_gamma(tf.constant(image), seed(8), 0.6).numpy().astype(np.float64)
+    share = (image - image.min()) / np.ptp(image)
+    middle = np.argsort(share.ravel())[60]
+    power = np.log((bent.ravel()[middle] - image.min()) / np.ptp(image)) / np.log(share.ravel()[middle])
+    np.testing.assert_allclose(bent, image.min() + np.ptp(image) * share**power, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -140,6 +142,22 @@ def test_what_cannot_make_a_batch_is_refused(arguments, word):
 def test_a_slice_has_no_third_axis_to_mirror():
     with pytest.raises(InputError, match="A slice has 0 and 1"):
         build_dataset(examples(), Sampling((8, 1, 4)), augmentation=Augmentation(flip_axes=(2,)))
+
+
+def test_a_dataset_that_is_gone_keeps_no_scan_in_memory():
+    some = examples()
+    kept = weakref.ref(some[0][0])
+    dataset = build_dataset(some, Sampling((4, 6, 4)), batch_size=2)
+    few = dataset.take(1).prefetch(1)
+    del dataset
+    assert len(list(few)) == len(list(few)) == 1  # what is made of it holds on to the scans
+    iterator = iter(few)
+    del few, some
+    next(iterator)
+    assert kept() is not None
+    del iterator
+    gc.collect()
+    assert kept() is None
 
 
 def rate(dataset, epochs=2) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -149,6 +151,19 @@ def test_the_caller_may_order_every_epoch_and_leave_out_its_last_smaller_batch(t
         )
         read = [[int(y) for _, labels in turned for y in labels] for _ in range(2)]
     assert read == [[2, 3, 4, 0], [1, 2, 3, 4]]  # epochs 3 and 4 without their last case
+
+
+def test_files_that_were_removed_are_mapped_no_longer_and_give_the_disk_back(tmp_path):
+    def mapped():
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    model = unet_last(0)
+    with cache_features(find_cut(model), batches(model), tmp_path / "cache") as cached:
+        data = cached.dataset().prefetch(1)
+        assert len(list(data)) == 3 and mapped()
+    del data
+    gc.collect()
+    assert not mapped()
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "another row", "gone"])
