@@ -317,7 +317,7 @@ reported at the end, the others go on, and the exit code is 1. The same command 
 
 EXPORT = """\
 The folder holds the network in batches of a fixed shape, export.json (classes, preparation, patches, origin)
-and a README on axes, input and output. mrseg.Exported.load("exports/t2") runs it without TensorFlow and Keras.
+and a README on axes, input and output. mrseg.Exported.load("exports/t2") runs it without TensorFlow.
 
   mrseg export --segmenter runs/t2/segmenter --format openvino --output exports/t2
 """
