@@ -88,7 +88,7 @@ def fingerprint(model: keras.Model) -> int:
     """A number that changes with the weights: a copy made from others is out of date."""
     total = 0
     for weight in model.get_weights():
-        total = zlib.crc32(np.ascontiguousarray(weight).view(np.uint8).reshape(-1), total)
+        total = zlib.crc32(np.ascontiguousarray(weight).data, total)
     return total
 
 

@@ -31,11 +31,16 @@ Compiled = Callable[[tuple[int, ...], Inference], tuple[Forward, Sampling]]
 class Steps(Protocol):
     """What a segmentation needs to know besides the network; `mrseg.Segmenter` says what each means."""
 
-    preprocessing: Preprocessing
-    sampling: Sampling
-    class_names: tuple[str, ...]
-    crf: bool
-    postprocessing: Postprocessing
+    @property
+    def preprocessing(self) -> Preprocessing: ...  # noqa: D102
+    @property
+    def sampling(self) -> Sampling: ...  # noqa: D102
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def crf(self) -> bool: ...  # noqa: D102
+    @property
+    def postprocessing(self) -> Postprocessing: ...  # noqa: D102
 
 
 def segment(
