@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "segmenter": ["Segmenter"],
+        "exported": ["Exported"],
         "passes": ["Inference"],
         "evaluation": ["evaluate"],
         "prediction": ["predict_cohort"],

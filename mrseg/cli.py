@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from mrseg import __version__
 from mrseg._checks import InputError, error, existing_folder
@@ -31,6 +32,7 @@ Segment MR scans of the head, and carry a network from one MR sequence to anothe
   mrseg study phantom_transfer --output runs/study   every experiment of a paper, with its tables
   mrseg recipes                                      what can be trained
   mrseg weights                                      what is trained already
+  mrseg export --segmenter runs/t2/segmenter --format onnx --output exports/t2      for other programs
 
 Without a network:
 
@@ -188,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--whole", action="store_true", help="the whole volume (or whole slices) at once")
     predict.add_argument("--batch-size", type=int, help="patches in one call (default: 2)")
     add_workers(predict)
+    _add_engine(predict)
 
     evaluate = command("evaluate", _evaluate, "score a segmenter on the test cases of a manifest", EVALUATE)
     evaluate.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
@@ -219,6 +222,13 @@ def _parser() -> argparse.ArgumentParser:
         "--names", nargs=2, metavar=("THIS", "OTHER"),
         help="with --compare: what to call both (default: the ends of their folders' paths)",
     )  # fmt: skip
+    _add_engine(evaluate)
+
+    export = command("export", _export, "write a segmenter's network for OpenVINO or ONNX Runtime", EXPORT)
+    export.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
+    export.add_argument("--format", required=True, choices=("openvino", "onnx"), help="who is to read it")
+    export.add_argument("--output", type=Path, required=True, help="folder for the network and its card")
+    export.add_argument("--batch-size", type=int, help="patches in one call, fixed (default: 2)")
 
     recipes = command("recipes", _recipes, "list the recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this one")
@@ -234,6 +244,22 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(command)
     add_scan_commands(command)
     return parser
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine", default="tensorflow", choices=("tensorflow", "openvino", "onnx"),
+        help="who computes (pip install 'mrseg[openvino]' or 'mrseg[onnx]'; default: tensorflow)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "bfloat16"),
+        help="bfloat16 is faster with openvino on processors with AMX (default: float32)",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, help="of openvino and onnx (default: all cores)")
+
+
+def _engine(options: argparse.Namespace) -> dict[str, Any]:
+    return {"engine": options.engine, "precision": options.precision, "threads": options.threads}
 
 
 DEMO = """\
@@ -294,6 +320,13 @@ reported at the end, the others go on, and the exit code is 1. The same command 
 
 On a cluster: start `dask scheduler`, and workers (`dask worker ADDRESS --nthreads 1`) that see the same
 folders, then add --scheduler ADDRESS. So for `mrseg prepare`.
+"""
+
+EXPORT = """\
+The folder holds the network in batches of a fixed shape, export.json (classes, preparation, patches, origin)
+and a README on axes, input and output. mrseg.Exported.load("exports/t2") runs it without TensorFlow.
+
+  mrseg export --segmenter runs/t2/segmenter --format openvino --output exports/t2
 """
 
 EVALUATE = """\
@@ -394,7 +427,7 @@ def _predict(options: argparse.Namespace) -> int:
     )
     if options.input:
         nifti_path(options.output)  # before the network is loaded
-    segmenter = Segmenter.load(options.segmenter)
+    segmenter = Segmenter.load(options.segmenter, **_engine(options))
     common = {"inference": inference, "probabilities": options.probabilities, "progress": True}
     if options.input:
         files = predict_scan(segmenter, options.input, options.output, picture=options.picture, **common)
@@ -434,7 +467,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise error("--test and --names belong to --compare.", options.test or " ".join(options.names))
     cases = select(read_cohort(options.data), options.split)
     _, text = write_evaluation(
-        Segmenter.load(options.segmenter),
+        Segmenter.load(options.segmenter, **_engine(options)),
         cases,
         options.output,
         sequence=options.sequence,
@@ -444,6 +477,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         seen_too=options.seen_too or options.split != "test",
     )
     print(f"\n{text}\n\nreport: {options.output / 'report.html'}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from mrseg.segmenter import Segmenter
+
+    if options.batch_size is not None and options.batch_size < 1:
+        raise error("--batch-size is 1 or more.", options.batch_size)
+    segmenter = Segmenter.load(options.segmenter)
+    print(f"export: {segmenter.export(options.output, format=options.format, batch_size=options.batch_size)}")
 
 
 def _weights(options: argparse.Namespace) -> None:

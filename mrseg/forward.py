@@ -10,12 +10,11 @@ import keras
 import numpy as np
 
 from mrseg._checks import error
+from mrseg.inference import LARGEST_MULTIPLE
 from mrseg.models.quiet import set_quiet
 from mrseg.passes import Forward
 
 _DROPOUTS = (keras.layers.Dropout, keras.layers.GaussianDropout, keras.layers.AlphaDropout)
-#: Every pooling halves; no network of the papers halves more than five times.
-LARGEST_MULTIPLE = 32
 
 
 def compile_forward(model: keras.Model, batch_shape: tuple[int, ...]) -> Forward:

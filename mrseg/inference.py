@@ -27,6 +27,9 @@ from mrseg.passes import BATCH_SIZE, DEFAULT, Forward, Inference, ask
 
 log = logging.getLogger(__name__)
 
+#: Every pooling halves; no network of the papers halves more than five times.
+LARGEST_MULTIPLE = 32
+
 
 class Slab(NamedTuple):
     """Finished planes of a volume.

@@ -279,6 +279,8 @@ def _origin(segmenter: Segmenter, inference: Inference) -> dict[str, Any]:
         "mrseg": __version__,
         "segmenter_digest": segmenter.digest,
         "inference": inference.as_dict(),
+        "engine": segmenter.engine,
+        "precision": segmenter.precision,
         "segmenter": segmenter.provenance,
     }
 
@@ -302,6 +304,8 @@ def _complete(files: Mapping[str, Path], origin: Mapping[str, Any]) -> bool:
             "Choose another output folder.",
         )
     same = all(known.get(key) == origin[key] for key in ("segmenter_digest", "inference", "input_sha256"))
+    # Engines agree to the last digits of float32; another precision is another result.
+    same = same and known.get("precision", "float32") == origin["precision"]
     return same and all(path.is_file() for path in files.values())
 
 

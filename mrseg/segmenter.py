@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import logging
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,20 +19,20 @@ import mrseg.models.blocks  # noqa: F401  (registers the layers that a network f
 from mrseg import store
 from mrseg._checks import InputError, choice, error, existing_folder
 from mrseg._files import atomic_folder, checksum
-from mrseg.baselines.crf import dense_crf_volume
 from mrseg.data.cases import Case
-from mrseg.data.geometry import Grid, Volume, from_canonical, to_canonical, voxel_sizes
-from mrseg.data.io import read_volume
+from mrseg.data.geometry import Grid, Volume
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
-from mrseg.forward import LARGEST_MULTIPLE, compile_forward, for_volume, with_dropout
-from mrseg.inference import Slab, predict_slabs, whole
-from mrseg.maps import Maps, collect, memory_mb
+from mrseg.engines import Engine
+from mrseg.exported import write_export
+from mrseg.forward import for_volume, with_dropout
+from mrseg.graphs import compile_engine, convert, fingerprint
+from mrseg.inference import whole
+from mrseg.maps import Maps
 from mrseg.models.batch_norm import use_fused_norms
 from mrseg.passes import BATCH_SIZE, DEFAULT, Forward, Inference
 from mrseg.postprocess import Postprocessing
-
-log = logging.getLogger(__name__)
+from mrseg.segmenting import needed_mb, parts_of, segment
 
 
 @dataclass
@@ -53,6 +51,9 @@ class Segmenter:
         postprocessing: clean-up of the label map, in RAS+ orientation; as it stands it changes nothing.
             Probabilities and uncertainty are those before it.
         batch_size: patches in one call of the network, a matter of memory and speed alone; not saved.
+        engine: who computes: ``tensorflow``, ``openvino`` or ``onnx`` (`mrseg.engines.Engine`); not saved.
+        precision: ``float32``, or ``bfloat16`` with the engine openvino; not saved.
+        threads: of openvino and onnx; None takes all cores; not saved.
         provenance: recipe, data, seed, versions: whatever explains the weights; plain JSON values.
 
     Example:
@@ -70,8 +71,12 @@ class Segmenter:
     postprocessing: Postprocessing = Postprocessing()
     provenance: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 2
+    engine: str = "tensorflow"
+    precision: str = "float32"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
+        Engine(self.engine, self.precision, self.threads)  # refuses what is none
         channels = self.model.output_shape[-1]
         if channels != len(self.class_names):
             raise error(
@@ -86,38 +91,32 @@ class Segmenter:
                 "The network's input is a patch of the sampling with its channels.",
                 f"a network for {known}, patches of {wanted}",
             )
-        self._forwards: dict[
-            tuple[tuple[int, ...] | None, int | None, bool],
-            tuple[Forward, Sampling, Callable[[int], None] | None],
-        ] = {}
+        self._forwards: dict[tuple[Any, ...], tuple[Forward, Sampling, Callable[[int], None] | None]] = {}
 
     @classmethod
-    def load(cls, folder: str | Path) -> Segmenter:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        engine: str = "tensorflow",
+        precision: str = "float32",
+        threads: int | None = None,
+    ) -> Segmenter:
         """Reads a folder that `save` wrote, or weights by their name (`mrseg weights`).
 
         Args:
             folder: folder, or a name such as ``phantom_t1_unet`` if there is no such folder.
+            engine, precision, threads: who computes, as the attributes say.
 
         Raises:
             FileNotFoundError: the folder or a part of it is missing; the message names the part.
-            InputError: the card is damaged, or the network is not the one that was saved with it.
+            InputError: the card is damaged, or the network is not the one that was saved with it; the engine
+                is unknown, not installed, or has no such precision on this machine.
         """
+        Engine(engine, precision, threads).check()  # before a network is read for nothing
         folder = existing_folder(store.find(folder))
         card = store.read_card(folder)
-        try:
-            parts = {
-                "preprocessing": Preprocessing(**_tuples(card["preprocessing"])),
-                "sampling": Sampling(**_tuples(card["sampling"])),
-                "class_names": tuple(card["class_names"]),
-                "sequence": card["sequence"],
-                "crf": card.get("crf", False),
-                "postprocessing": Postprocessing(**_tuples(card.get("postprocessing", {}))),
-                "provenance": card["provenance"],
-            }
-        except TypeError as reason:
-            raise error(
-                f"{store.CARD} must be the card that mrseg wrote.", f"{folder / store.CARD} ({reason})"
-            ) from None
+        parts = parts_of(card, folder / store.CARD)
         try:
             model = _read_network(store.network_files(folder, card))
         except InputError:
@@ -128,7 +127,7 @@ class Segmenter:
                 f"{folder} ({' '.join(str(reason).split())[:300]})",
                 "Save it again with the version of mrseg that made it.",
             ) from None
-        return cls(model=model, **parts)
+        return cls(model=model, **parts, engine=engine, precision=precision, threads=threads)
 
     def save(self, folder: str | Path, *, weights_dtype: str = "float32") -> Path:
         """Writes the folder as a whole: ``segmenter.json`` and the network.
@@ -151,21 +150,36 @@ class Segmenter:
                 "Name a folder of its own, say " + str(folder / "segmenter") + ".",
             )
         with atomic_folder(folder) as temporary:
-            card = {
-                "class_names": list(self.class_names),
-                "sequence": self.sequence,
-                "preprocessing": dataclasses.asdict(self.preprocessing),
-                "sampling": dataclasses.asdict(self.sampling),
-                "crf": self.crf,
-                "postprocessing": dataclasses.asdict(self.postprocessing),
-                "provenance": self.provenance,
-                "weights_dtype": weights_dtype,
-            }
+            card = {**self._card(), "weights_dtype": weights_dtype}
             files = store.network_files(temporary, card)
             _write_network(self.model, files)
             card["network_sha256"] = checksum(files)
             (temporary / store.CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
         return folder
+
+    def export(self, folder: str | Path, *, format: str, batch_size: int | None = None) -> Path:
+        """Writes the network for OpenVINO or ONNX Runtime, with all that a scan needs before and after it.
+
+        `mrseg.Exported` runs the folder without Keras and TensorFlow; its README says how to call the network
+        alone.
+
+        Args:
+            folder: new, empty, or of an export that it replaces.
+            format: ``openvino`` or ``onnx``.
+            batch_size: patches in one call, fixed in the file; None takes the segmenter's own.
+
+        Returns:
+            The folder: the network, ``export.json`` and ``README.md``.
+
+        Raises:
+            InputError: the folder holds something else; the engine is not installed or does not know a layer
+                of the network.
+        """
+        shape = (batch_size or self.batch_size, *self.sampling.input_shape)
+        card = {**self._card(), "network": self.model.name, "digest": self.digest}
+        return write_export(
+            folder, card, format, shape, lambda place: convert(self.model, shape, format, place)
+        )
 
     def __call__(self, scan: str | Path | Volume, *, progress: bool = False) -> nib.Nifti1Image:
         """Label map of a scan on the scan's own grid, shape, affine and orientation untouched.
@@ -221,62 +235,28 @@ class Segmenter:
 
         Raises:
             InputError: a scan that cannot be read or normalised; a network that has no dropout or cannot be
-                built at the volume's size, where these are asked for; answers that are no probabilities.
+                built at the volume's size, where these are asked for; an engine that cannot run it; answers
+                that are no probabilities.
         """
-        volume = scan if isinstance(scan, tuple) else read_volume(_path(scan))
-        array = np.asarray(volume[0])
-        if array.ndim != 3 or array.dtype.kind not in "biuf":
-            raise error("A scan has three axes (x, y, z) of real numbers.", f"{array.dtype} {array.shape}")
-        native: Grid = (volume[0].shape, volume[1])
-        if _looks_like_labels(volume[0]):
-            log.warning("the scan holds a few whole numbers alone: is it a label map?")
-        estimate = self.memory_mb(
-            native, inference=inference, probabilities=probabilities and scratch is None
-        )
-        log.info("at most %.0f MB besides the network and TensorFlow", estimate)
-        image, affine = self.preprocessing.image(volume)
-        inference = self._settled(inference)
-        forward, sampling = self._compiled(image.shape, inference)
-        classes = len(self.class_names)
-        slabs = predict_slabs(
-            forward, image, sampling, num_classes=classes, inference=inference, progress=progress
-        )
-        if self.crf:
-            axis = 2 if sampling.slice_axis is None else sampling.slice_axis
-            slabs = _refined(slabs, image, axis, classes)
-        maps = collect(
-            slabs, (image.shape, affine), native, num_classes=classes, uncertainty=inference.uncertainty,
-            probabilities=probabilities, scratch=scratch,
+        return segment(
+            self, scan, self._compiled, inference=self._settled(inference), probabilities=probabilities,
+            scratch=scratch, progress=progress,
         )  # fmt: skip
-        if self.postprocessing == Postprocessing():
-            return maps
-        labels, turned = to_canonical((maps.labels, maps.affine))
-        cleaned = self.postprocessing(labels, voxel_sizes(turned))
-        return dataclasses.replace(maps, labels=from_canonical(cleaned, *native))
 
     def memory_mb(
         self, native: Grid, *, inference: Inference = DEFAULT, probabilities: bool = False
     ) -> float:
-        """Memory in MB (10^6 bytes) that `predict` takes at most, besides the network and TensorFlow.
+        """Memory in MB (10^6 bytes) that `predict` takes at most, besides the network and what computes it.
 
         Args:
             native: shape and affine of the scan, as `mrseg.data.io.volume_header` reads them.
             inference: as for `predict`.
             probabilities: whether those of all classes are kept in memory.
         """
-        shape, inference = self.preprocessing.grid_shape(native), self._settled(inference)
-        sampling = self.sampling
-        if inference.extent == "whole":
-            patch = [n for n, thick in zip(shape, sampling.patch_shape, strict=True) if thick != 1]
-            sampling = whole(sampling, [-(-n // LARGEST_MULTIPLE) * LARGEST_MULTIPLE for n in patch])
-        predicting = memory_mb(
-            shape, native, sampling, len(self.class_names), inference=inference, probabilities=probabilities,
-            resampled=self.preprocessing.grid != "native",
-        )  # fmt: skip
-        return max(self.preprocessing.memory_mb(native), predicting)
+        return needed_mb(self, native, inference=self._settled(inference), probabilities=probabilities)
 
     def check(self, inference: Inference) -> None:
-        """Raises InputError unless the network can be asked in this way (dropout, whole volumes)."""
+        """Raises InputError unless the network can be asked in this way (dropout, whole volumes, engine)."""
         self._compiled(self.sampling.patch_shape, self._settled(inference))
 
     @property
@@ -295,6 +275,18 @@ class Segmenter:
             total.update(np.ascontiguousarray(weight).tobytes())
         return total.hexdigest()
 
+    def _card(self) -> dict[str, Any]:
+        """All but the network, as plain JSON values."""
+        return {
+            "class_names": list(self.class_names),
+            "sequence": self.sequence,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "sampling": dataclasses.asdict(self.sampling),
+            "crf": self.crf,
+            "postprocessing": dataclasses.asdict(self.postprocessing),
+            "provenance": self.provenance,
+        }
+
     def _settled(self, inference: Inference) -> Inference:
         """The same with a batch size: the segmenter's own, or 1 where a volume is one patch."""
         if inference.extent == "whole" and self.sampling.slice_axis is None:
@@ -310,53 +302,35 @@ class Segmenter:
             )
             # Another size is another network; only the last one is kept.
             self._forwards = {key: made for key, made in self._forwards.items() if key[0] in (None, spatial)}
-        key = (spatial, inference.batch_size, bool(inference.dropout_samples))
+        engine = Engine(self.engine, self.precision, self.threads)
+        weights = fingerprint(self.model) if engine.converts else None
+        # A copy of other weights than the model's present ones is of no use any more.
+        self._forwards = {k: v for k, v in self._forwards.items() if k[-1] in (None, weights)}
+        key = (spatial, inference.batch_size, bool(inference.dropout_samples), engine, weights)
         if key not in self._forwards:
             network, sampling, restart = self.model, self.sampling, None
+            if inference.dropout_samples:
+                _check_random(engine)
             if spatial is not None:
                 network = for_volume(network, spatial)
                 sampling = whole(sampling, network.input_shape[1:-1])
             if inference.dropout_samples:
                 network, restart = with_dropout(network)
             batch_shape = (inference.batch_size or BATCH_SIZE, *sampling.input_shape)
-            self._forwards[key] = compile_forward(network, batch_shape), sampling, restart
+            self._forwards[key] = compile_engine(network, batch_shape, engine), sampling, restart
         forward, sampling, restart = self._forwards[key]
         if restart:
             restart(inference.seed)
         return forward, sampling
 
 
-def _path(scan: object) -> str | Path:
-    if isinstance(scan, str | Path):
-        return scan
-    raise error(
-        "A scan is a file or a pair of (array, affine).",
-        type(scan).__name__,
-        "Of a nibabel image pass (np.asarray(image.dataobj), image.affine).",
-    )
-
-
-def _looks_like_labels(image: np.ndarray) -> bool:
-    """Whether some thousands of the voxels hold at most 24 different values, all whole."""
-    values = np.unique(image.ravel()[:: max(1, image.size // 20_000)])
-    return 1 < len(values) <= 24 and bool((values == np.round(values)).all()) and image.size > 20_000
-
-
-def _refined(slabs: Iterator[Slab], image: np.ndarray, axis: int, classes: int) -> Iterator[Slab]:
-    """Slabs whose slices along ``axis`` went through the conditional random field with the image's.
-
-    Where slabs lie across the slices, they are put together first, and all classes are in memory at once.
-    """
-    first = next(slabs)
-    parts: Iterable[Slab] = itertools.chain([first], slabs)
-    if first.axis != axis:
-        parts = [first._replace(values=np.concatenate([slab.values for slab in parts], first.axis))]
-    for slab in parts:
-        thickness = slab.values.shape[slab.axis]
-        at = (slice(None),) * slab.axis + (slice(slab.first, slab.first + thickness),)
-        values = slab.values.copy()
-        values[..., :classes] = dense_crf_volume(values[..., :classes], image[at], slice_axis=axis)
-        yield slab._replace(values=values)
+def _check_random(engine: Engine) -> None:
+    if engine.converts:
+        raise error(
+            "Monte-Carlo dropout needs random numbers from Keras.",
+            f"the engine {engine.name}, whose copy of the network has none",
+            "Take engine='tensorflow', --engine tensorflow, or no dropout samples.",
+        )
 
 
 def subject_digest(case: Case) -> str:
@@ -372,11 +346,6 @@ def trained_on(segmenter: Segmenter, cases: Sequence[Case]) -> list[str]:
         seen |= set(provenance.get("subject_digests", ()))
         provenance = provenance.get("source")
     return sorted({case.subject for case in cases if subject_digest(case) in seen})
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON gives lists where the dataclasses hold tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _write_network(model: keras.Model, files: Sequence[Path]) -> None:

@@ -19,7 +19,7 @@ from mrseg.data.io import write_volume
 
 COMMANDS = (
     "demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes", "weights", "clean",
-    "attenuation", "brainmask", "perfusion", "crossval", "study", "phantom", "series", "convert",
+    "attenuation", "brainmask", "perfusion", "crossval", "study", "phantom", "series", "convert", "export",
 )  # fmt: skip
 TINY = [
     "--set",

@@ -1,0 +1,248 @@
+"""A volume through every engine, beside the same network in tuned PyTorch under MONAI's sliding window.
+
+    python benchmarks/engines.py --output docs/results/engines.csv
+    python benchmarks/engines.py --dice --output docs/results/engines_dice.csv
+
+Every method lives in a process of its own; a ratio is its seconds / those of the first method (openvino in
+bfloat16 where the machine can, else in float32) within one round. The peer has mrseg's weights, channels
+last, no gradients, glibc's allocator told to keep memory, and its best-known way: MONAI's
+`sliding_window_inference` for volumes, batches of slices for 2-D networks. Both blend evenly, so that they
+give the same probabilities: float32 is checked to 1e-3 before anything is timed.
+
+With ``--dice``, the Dice of the trained 3-D weights that come with mrseg, on synthetic heads, per engine and
+precision, in patches and in one pass over the whole volume. Speed is that of wider networks without training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHAPE, CLASSES = (256, 256, 48), 3
+#: Network -> its arguments, patch and overlap, neighbouring slices, patches in one call.
+WORK: dict[str, tuple[dict[str, Any], tuple[int, int, int], float, int, int]] = {
+    "se_unet3d": ({"filters": 16}, (128, 128, 48), 0.5, 0, 1),
+    "segnet": ({}, (256, 256, 1), 0.0, 0, 4),
+    "unet": ({"head": "softmax"}, (256, 256, 1), 0.0, 0, 4),
+    "attention_unet": ({"head": "softmax"}, (256, 256, 1), 0.0, 0, 4),
+    "sep_res_unet": ({"head": "softmax"}, (256, 256, 1), 0.0, 0, 4),
+    "vgg_fcn": ({}, (256, 256, 1), 0.0, 1, 4),
+}
+HEADS = (4242, 4243, 4244)
+WEIGHTS = "phantom_t1_se_unet3d"
+
+
+def main() -> None:
+    """Times the networks that are asked for, or scores the trained one, and writes the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--networks", nargs="*", default=list(WORK), choices=list(WORK))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every method")
+    parser.add_argument("--dice", action="store_true", help="score trained weights instead")
+    options = parser.parse_args()
+    os.environ["TF_NUM_INTRAOP_THREADS"] = str(options.threads)  # the workers inherit it
+    import rounds
+
+    low = bfloat16()
+    if options.dice:
+        rounds.write(options.output, scored(low))
+        return
+    table = []
+    for network in options.networks:
+        table += compared(network, low, options.rounds, options.threads)
+    rounds.write(options.output, table)
+
+
+def bfloat16() -> bool:
+    """Whether bfloat16 runs here; PyTorch's ends its process where OpenVINO's does."""
+    from mrseg._checks import InputError
+    from mrseg.engines import Engine
+
+    try:
+        Engine("openvino", "bfloat16").check()
+    except InputError as reason:
+        print(f"no bfloat16: {reason}")
+        return False
+    return True
+
+
+def compared(network: str, low: bool, number: int, threads: int) -> list[dict[str, Any]]:
+    """Rows of one network: every engine and precision, patches and whole, and the peer."""
+    import rounds
+    import twin
+
+    low_precisions = ("bfloat16",) if low else ()
+    wanted = {
+        **{f"openvino {p}": ("openvino", p, "patch") for p in (*low_precisions, "float32")},
+        "tensorflow float32": ("tensorflow", "float32", "patch"),
+        "onnx float32": ("onnx", "float32", "patch"),
+    }
+    if network == "se_unet3d":
+        wanted |= {f"openvino {p}, whole": ("openvino", p, "whole") for p in (*low_precisions, "float32")}
+    methods = {
+        name: rounds.Worker("engines:ours", network, *how, threads) for name, how in wanted.items()
+    } | {
+        f"PyTorch {p}": rounds.Worker("engines:peer", network, p, threads, variables=twin.TUNED_ALLOCATOR)
+        for p in ("float32", *low_precisions)
+    }
+    try:
+        answers = {
+            n: methods[n].result() for n in ("PyTorch float32", "openvino float32", "tensorflow float32")
+        }
+        for name, answer in answers.items():
+            np.testing.assert_allclose(answer, answers["PyTorch float32"], atol=1e-3, err_msg=name)
+        timings = rounds.compare(methods, number)
+    finally:
+        for worker in methods.values():
+            worker.close()
+    arguments, patch, overlap, _, batch = WORK[network]
+    work = {
+        "network": network,
+        "arguments": ", ".join(f"{k}={v}" for k, v in arguments.items()),
+        "volume": "x".join(map(str, SHAPE)),
+        "patch": "x".join(map(str, patch)),
+        "overlap": overlap,
+        "batch": batch,
+    }
+    packages = ("openvino", "onnxruntime", "tensorflow", "keras", "torch", "monai")
+    table = rounds.rows(work, timings, rounds=number, threads=threads, packages=packages)
+    for row in table:
+        print(
+            *(row[k] for k in ("network", "method", "seconds", "cpu_seconds", "ratio")), sep="  ", flush=True
+        )
+    return table
+
+
+def image() -> np.ndarray:
+    """The volume that everything is shown."""
+    return np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+
+
+def model_of(network: str) -> Any:
+    """The Keras network with the same weights in every process, and statistics as after a training."""
+    import keras
+
+    import mrseg
+
+    arguments, patch, _, neighbours, _ = WORK[network]
+    keras.utils.set_random_seed(0)
+    sizes = [size for size in patch if size != 1]
+    model = getattr(mrseg.models, network)((*sizes, 2 * neighbours + 1), num_classes=CLASSES, **arguments)
+    rng = np.random.default_rng(1)
+    for weight in model.weights:
+        if weight.path.endswith("moving_variance"):
+            weight.assign(rng.uniform(0.5, 2, size=weight.shape))
+    return model
+
+
+def ours(network: str, engine: str, precision: str, extent: str, threads: int) -> Callable[[], np.ndarray]:
+    """mrseg's way: patches, network, blending; all probabilities of the volume."""
+    from mrseg.data.patches import Sampling
+    from mrseg.engines import Engine
+    from mrseg.forward import for_volume
+    from mrseg.graphs import compile_engine
+    from mrseg.inference import predict_probabilities, whole
+    from mrseg.passes import Inference
+
+    _, patch, overlap, neighbours, batch = WORK[network]
+    model, sampling, volume = model_of(network), Sampling(patch, overlap, neighbours=neighbours), image()
+    if extent == "whole":
+        model = for_volume(model, SHAPE)
+        sampling, batch = whole(sampling, SHAPE), 1
+    chosen = Engine(engine, precision, None if engine == "tensorflow" else threads)
+    forward = compile_engine(model, (batch, *sampling.input_shape), chosen)
+    asked = Inference(blending="constant", batch_size=batch)
+    return lambda: predict_probabilities(forward, volume, sampling, num_classes=CLASSES, inference=asked)
+
+
+def peer(network: str, precision: str, threads: int) -> Callable[[], np.ndarray]:
+    """PyTorch's way with the same weights: MONAI's sliding window, or batches of slices."""
+    import warnings
+
+    import torch
+    import twin
+    from monai.inferers import sliding_window_inference
+
+    warnings.simplefilter("ignore")  # deprecations within the peers
+    torch.set_num_threads(threads)
+    _, patch, overlap, neighbours, batch = WORK[network]
+    model = model_of(network)
+    module = twin.twin(model).eval()
+    twin.check(model, module)
+    volume = torch.from_numpy(image())
+    numbers = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    if 1 in patch:
+        around = torch.nn.functional.pad(volume, (neighbours, neighbours))
+        slices = around.unfold(2, 2 * neighbours + 1, 1).permute(2, 3, 0, 1)  # (z, channels, x, y)
+        parts = slices.contiguous(memory_format=torch.channels_last).split(batch)
+
+        def run() -> np.ndarray:
+            with torch.inference_mode(), numbers:
+                answers = torch.cat([module(part).float() for part in parts])
+            return answers.permute(2, 3, 0, 1).numpy()
+
+        return run
+
+    def network_of(window: Any) -> Any:
+        return module(window.to(memory_format=torch.channels_last_3d)).float()
+
+    def slide() -> np.ndarray:
+        with torch.inference_mode(), numbers:
+            answer = sliding_window_inference(volume[None, None], patch, batch, network_of, overlap)
+        return answer[0].movedim(0, -1).numpy()
+
+    return slide
+
+
+def scored(low: bool) -> list[dict[str, Any]]:
+    """Mean Dice over classes and heads of the trained weights, per engine, precision and extent."""
+    from machine import processor
+
+    import mrseg
+    from mrseg.data import phantom
+    from mrseg.passes import Inference
+
+    heads = [phantom.head(seed, shape=(160, 192, 140)) for seed in HEADS]
+    scans = [(phantom.mr_image(head, "T1w"), phantom.attenuation_labels(head)) for head in heads]
+    ways = [("tensorflow", "float32"), ("openvino", "float32"), ("onnx", "float32")]
+    table: list[dict[str, Any]] = []
+    known: dict[str, float] = {}
+    for engine, precision in [*ways, ("openvino", "bfloat16")] if low else ways:
+        segmenter = mrseg.Segmenter.load(WEIGHTS, engine=engine, precision=precision)
+        classes = range(len(segmenter.class_names))
+        for extent in ("patch", "whole"):
+            found = []
+            for scan, truth in scans:
+                labels = segmenter.predict(scan, inference=Inference(extent=extent)).labels
+                found.append([mrseg.metrics.dice(truth == c, labels == c) for c in classes])
+            each = np.mean(found, axis=0)
+            mean = float(each.mean())
+            reference = known.setdefault("patch", mean)
+            table.append(
+                {
+                    "weights": WEIGHTS,
+                    "heads": " ".join(map(str, HEADS)),
+                    "engine": engine,
+                    "precision": precision,
+                    "extent": extent,
+                    **{
+                        f"dice_{n}": round(float(v), 5)
+                        for n, v in zip(segmenter.class_names, each, strict=True)
+                    },
+                    "dice_mean": round(mean, 5),
+                    "less_than_tensorflow_in_patches": round(reference - mean, 5),
+                    "machine": processor(),
+                }
+            )
+            print(engine, precision, extent, round(mean, 5), flush=True)
+    return table
+
+
+if __name__ == "__main__":
+    main()

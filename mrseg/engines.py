@@ -1,0 +1,183 @@
+"""What runs a network: Keras' own backend, OpenVINO or ONNX Runtime, all behind one call.
+
+Nothing here needs TensorFlow, so that an exported network runs without it; `mrseg.graphs` makes the files
+that are read here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import numbers
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrseg._checks import choice, error
+from mrseg.passes import Forward
+
+ENGINES = ("tensorflow", "openvino", "onnx")
+PRECISIONS = ("float32", "bfloat16")
+#: Engine -> the file that its network is written to (OpenVINO's weights lie beside it, ``network.bin``).
+FILES = {"openvino": "network.xml", "onnx": "network.onnx"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who computes the network's answers, and in what numbers.
+
+    Attributes:
+        name: ``tensorflow`` is Keras as it is (also on its JAX backend), in the types that the network was
+            built with; ``openvino`` and ``onnx`` convert the network and need
+            ``pip install 'mrseg[openvino]'`` or ``'mrseg[onnx]'``.
+        precision: ``float32``, or ``bfloat16`` (8 binary digits instead of 24), which OpenVINO alone offers:
+            faster where the processor multiplies matrices in it (AMX).
+        threads: of the processor; None takes all of its cores. TensorFlow takes the number from the
+            environment variable TF_NUM_INTRAOP_THREADS when it starts.
+
+    Raises:
+        InputError: an unknown engine or precision; bfloat16 or threads with an engine that takes none.
+    """
+
+    name: str = "tensorflow"
+    precision: str = "float32"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        choice("engine", self.name, ENGINES)
+        choice("precision", self.precision, PRECISIONS)
+        if self.precision != "float32" and self.name != "openvino":
+            raise error(
+                "bfloat16 is offered by the engine openvino alone.",
+                f"{self.precision} with the engine {self.name}",
+                "Take engine='openvino', --engine openvino, or float32.",
+            )
+        if self.threads is None:
+            return
+        if (
+            not isinstance(self.threads, numbers.Integral)
+            or isinstance(self.threads, bool)
+            or self.threads < 1
+        ):
+            raise error("threads is a whole number, 1 or more.", repr(self.threads))
+        if self.name == "tensorflow":
+            raise error(
+                "TensorFlow takes its number of threads when it starts.",
+                f"threads={self.threads}",
+                f"Set TF_NUM_INTRAOP_THREADS={self.threads} before the program starts.",
+            )
+
+    @property
+    def converts(self) -> bool:
+        """Whether it runs a converted copy of the network, made once."""
+        return self.name != "tensorflow"
+
+    def check(self) -> None:
+        """Raises InputError where it is not installed, or this processor cannot compute in its precision."""
+        if self.converts:
+            package(self.name)
+        if self.precision == "bfloat16":
+            _check_bfloat16()
+
+    def forward(self, file: str | Path) -> Forward:
+        """The network of a file as one call.
+
+        Args:
+            file: ``network.xml`` for openvino, ``network.onnx`` for onnx, of a fixed input shape.
+
+        Returns:
+            Function from a float32 array of the network's input shape, (batch, *patch, channels), to its
+            float32 output (batch, *patch, classes).
+
+        Raises:
+            InputError: the engine is not installed, or the processor has no bfloat16.
+        """
+        self.check()
+        return _READERS[self.name](Path(file), self)
+
+
+def package(engine: str) -> Any:
+    """The Python package of an engine.
+
+    Raises:
+        InputError: it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module({"openvino": "openvino", "onnx": "onnxruntime"}[engine])
+    except ImportError as reason:
+        raise error(
+            f"The engine {engine} must be installed.",
+            f"none that can be imported ({reason})",
+            f"Install it: pip install 'mrseg[{engine}]'.",
+        ) from None
+
+
+def _read_openvino(file: Path, engine: Engine) -> Forward:
+    openvino = package("openvino")
+    core = openvino.Core()
+    settings: dict[str, Any] = {
+        # Named in any case: left to itself, OpenVINO computes in bfloat16 where the processor can.
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[engine.precision],
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if engine.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = engine.threads
+    request = core.compile_model(core.read_model(file), "CPU", settings).create_infer_request()
+
+    def forward(batch: np.ndarray) -> np.ndarray:
+        request.infer([np.ascontiguousarray(batch)], share_inputs=True)
+        return np.array(request.get_output_tensor().data)  # the next call overwrites the tensor
+
+    return forward
+
+
+def _read_onnx(file: Path, engine: Engine) -> Forward:
+    onnxruntime = package("onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    if engine.threads is not None:
+        options.intra_op_num_threads = engine.threads
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: np.ascontiguousarray(batch)})[0]
+
+
+_READERS: dict[str, Callable[[Path, Engine], Forward]] = {
+    "openvino": _read_openvino,
+    "onnx": _read_onnx,
+}
+
+#: A convolution in bfloat16; where the machine announces matrix units that it does not have, this ends the
+#: process that asks.
+_TRIAL = """
+import numpy as np, openvino, openvino.opset13 as ops
+image = ops.parameter([1, 32, 8, 8, 8], np.float32)
+conv = ops.convolution(image, ops.constant(np.ones((32, 32, 3, 3, 3), np.float32)), [1] * 3, [1] * 3, [1] * 3, [1] * 3)
+model = openvino.Model([conv], [image])
+compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+compiled(np.ones((1, 32, 8, 8, 8), np.float32))
+"""  # noqa: E501
+
+
+@functools.cache
+def _check_bfloat16() -> None:
+    """Refuses a processor without bfloat16, and one whose bfloat16 ends the process (tried in another)."""
+    able = package("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "BF16" not in able:
+        raise error(
+            "bfloat16 needs a processor that computes in it.", f"one with {', '.join(able)}", "Take float32."
+        )
+    tried = subprocess.run([sys.executable, "-c", _TRIAL], capture_output=True, text=True)
+    if tried.returncode:
+        said = (tried.stderr.strip().splitlines() or [""])[-1]
+        how = f"signal {-tried.returncode}" if tried.returncode < 0 else said
+        raise error(
+            "bfloat16 needs a machine whose matrix units (AMX) work.",
+            f"one on which a trial of it ended with {how}",
+            "Take float32, or set ONEDNN_MAX_CPU_ISA=AVX10_1_512 before the program starts (no AMX).",
+        )

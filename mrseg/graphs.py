@@ -1,0 +1,160 @@
+"""A Keras network as a graph of a fixed shape with its weights as constants, and as a file for an engine."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from mrseg._checks import choice, error
+from mrseg.engines import FILES, Engine, package
+from mrseg.forward import compile_forward
+from mrseg.passes import Forward
+
+_INPUT = "image"
+_OPSET = 18  # of ONNX; the converter's newest
+
+
+def compile_engine(model: keras.Model, batch_shape: tuple[int, ...], engine: Engine) -> Forward:
+    """One forward pass of a fixed shape on an engine: `mrseg.forward.compile_forward`, or a converted copy.
+
+    Args:
+        model: network with one input.
+        batch_shape: (batch, *patch, channels).
+        engine: who computes. Other than TensorFlow, it keeps the weights of this moment.
+
+    Returns:
+        Function from a float32 array of ``batch_shape`` to the network's float32 output.
+
+    Raises:
+        InputError: the engine is not installed; the network cannot be converted.
+    """
+    if not engine.converts:
+        return compile_forward(model, batch_shape)
+    engine.check()
+    with tempfile.TemporaryDirectory() as folder:
+        return engine.forward(convert(model, batch_shape, engine.name, folder))
+
+
+def convert(model: keras.Model, batch_shape: tuple[int, ...], name: str, folder: str | Path) -> Path:
+    """Writes a network of a fixed input shape for an engine; it computes in float32 under any policy.
+
+    BatchNormalization becomes part of the convolution before it: in the ONNX file, and for OpenVINO when the
+    file is read.
+
+    Args:
+        model: network with one input and one output.
+        batch_shape: (batch, *patch, channels).
+        name: ``openvino`` or ``onnx``.
+        folder: an existing one, for ``network.xml`` and ``network.bin``, or ``network.onnx``.
+
+    Returns:
+        The file to give to `mrseg.engines.Engine.forward`. Input and output have Keras' order of axes,
+        channels last; the input's name is ``image``.
+
+    Raises:
+        InputError: Keras runs on another backend than TensorFlow; the engine is not installed; the network
+            has a layer that the engine does not know.
+    """
+    choice("format", name, FILES)
+    if keras.backend.backend() != "tensorflow":
+        raise error(
+            "A network is converted by TensorFlow.",
+            f"Keras on {keras.backend.backend()}",
+            "Start with KERAS_BACKEND=tensorflow.",
+        )
+    package(name)
+    file = Path(folder) / FILES[name]
+    graph, output = _graph(_in_float32(model), batch_shape)
+    try:
+        _WRITERS[name](graph, output, file)
+    except Exception as reason:  # whatever a converter raises: its types are its own
+        said = " ".join(str(reason).split())[:200] or type(reason).__name__
+        raise error(
+            f"The engine {name} must know every layer of the network.",
+            f"{model.name}, refused with: {said}",
+            "Take engine='tensorflow', --engine tensorflow.",
+        ) from reason
+    return file
+
+
+def fingerprint(model: keras.Model) -> int:
+    """A number that changes with the weights: a copy made from others is out of date."""
+    total = 0
+    for weight in model.get_weights():
+        total = zlib.crc32(np.ascontiguousarray(weight).data, total)
+    return total
+
+
+def _in_float32(model: keras.Model) -> keras.Model:
+    """The network itself, or a copy without mixed precision."""
+    if all(layer.compute_dtype in (None, "float32") for layer in model.layers):
+        return model
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return type(layer).from_config(layer.get_config() | {"dtype": "float32"})
+
+    copied = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    copied.set_weights(model.get_weights())
+    return copied
+
+
+def _graph(model: keras.Model, batch_shape: tuple[int, ...]) -> tuple[Any, str]:
+    """TensorFlow's GraphDef of the network at prediction, and the name of its output."""
+    import tensorflow as tf
+
+    trainable = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    rest = [keras.ops.convert_to_numpy(v) for v in model.non_trainable_variables]
+
+    def answer(image: Any) -> Any:
+        # Constants are made in here; made outside, they would be further inputs.
+        weights = [[tf.constant(value) for value in values] for values in (trainable, rest)]
+        return model.stateless_call(*weights, image, training=False)[0]
+
+    traced = tf.function(
+        answer, input_signature=[tf.TensorSpec(batch_shape, tf.float32, name=_INPUT)], autograph=False
+    ).get_concrete_function()
+    return traced.graph.as_graph_def(), traced.outputs[0].name
+
+
+def _write_openvino(graph: Any, output: str, file: Path) -> None:
+    # Not openvino.convert_model, which reports its use to its makers.
+    openvino = package("openvino")
+    protobuf = file.with_suffix(".pb")
+    protobuf.write_bytes(graph.SerializeToString())
+    try:
+        read = openvino.Core().read_model(protobuf)
+        # What only training needs dangles as further outputs.
+        answer = read.output(output).get_node().input_value(0)
+        network = openvino.Model([answer], read.get_parameters(), "network")
+        openvino.save_model(network, file, compress_to_fp16=False)
+    finally:
+        protobuf.unlink()
+
+
+def _write_onnx(graph: Any, output: str, file: Path) -> None:
+    tensorflow_log, converter_log = logging.getLogger("tensorflow"), logging.getLogger("tf2onnx")
+    levels = tensorflow_log.level, converter_log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the converter's own, about interfaces that TensorFlow will drop
+        try:
+            import tf2onnx
+
+            tensorflow_log.setLevel(logging.ERROR)
+            converter_log.setLevel(logging.ERROR)
+            made, _ = tf2onnx.convert.from_graph_def(
+                graph, input_names=[f"{_INPUT}:0"], output_names=[output], opset=_OPSET
+            )
+        finally:
+            tensorflow_log.setLevel(levels[0])
+            converter_log.setLevel(levels[1])
+    file.write_bytes(made.SerializeToString())
+
+
+_WRITERS = {"openvino": _write_openvino, "onnx": _write_onnx}
