@@ -32,6 +32,7 @@ from mrseg.inference import Slab, predict_slabs, whole
 from mrseg.maps import Maps, collect, memory_mb
 from mrseg.passes import BATCH_SIZE, DEFAULT, Forward, Inference
 from mrseg.postprocess import Postprocessing
+from mrseg.weight_files import check_weight_file
 
 log = logging.getLogger(__name__)
 
@@ -396,7 +397,8 @@ def _write_network(model: keras.Model, files: Sequence[Path]) -> None:
 
 def _read_network(files: Sequence[Path]) -> keras.Model:
     if len(files) == 1:
-        return keras.saving.load_model(files[0], compile=False)
+        check_weight_file(files[0])
+        return keras.saving.load_model(files[0], compile=False, safe_mode=True)
     model = keras.models.model_from_json(files[0].read_text(encoding="utf-8"))
     with np.load(files[1], allow_pickle=False) as halves:
         missing = {w.path for w in model.weights} ^ set(halves.files)
