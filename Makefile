@@ -1,11 +1,14 @@
 # make demo   the main job on the built-in phantom (6 to 8 minutes on two cores, after the install)
 # make test   what every change must pass
 # make check  make test and the long checks besides
+# make docs   the documentation's site, in site/; a warning is an error
+# make lowest the tests on the oldest versions that setup.cfg allows
+# make dist   wheel and sdist, in dist/
 PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint check notebooks clean
+.PHONY: demo test lint check notebooks docs lowest dist clean
 
 demo: .venv/installed
 	$(BIN)/mrseg demo --output runs/demo
@@ -19,13 +22,24 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: test .venv/installed-check
+check: test docs .venv/installed-check
 	$(BIN)/python -m pytest -m "slow"
 	$(BIN)/python examples/build_notebooks.py --check
 	$(BIN)/python examples/build_pages.py --check docs/guides/six_scans.md
 
 notebooks: .venv/installed-check
 	$(BIN)/python examples/build_notebooks.py
+
+# The site is made from sources alone: an environment without TensorFlow is enough.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest -W default --numprocesses 2 --dist loadfile
+
+dist: .venv/bin/python
+	$(BIN)/pip install --quiet build
+	$(BIN)/python -m build
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -43,5 +57,17 @@ notebooks: .venv/installed-check
 	$(BIN)/pip install --quiet --editable '.[notebooks,jax,tensorboard]'
 	touch $@
 
+.venv-docs/installed: setup.cfg
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet $$($(PYTHON) -c "import configparser as c; r = c.ConfigParser(); \
+	r.read('setup.cfg'); print(*r['options.extras_require']['docs'].split())")
+	touch $@
+
+.venv-lowest/installed: setup.cfg requirements/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --requirement requirements/lowest.txt
+	.venv-lowest/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-docs .venv-lowest runs site dist build *.egg-info

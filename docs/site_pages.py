@@ -1,7 +1,8 @@
-"""What the documentation's site holds besides the pages of this folder: API, notebooks, files of the repository.
+"""What the site holds besides the pages of this folder: API, notebooks, files of the repository.
 
-MkDocs calls this module (`hooks` in mkdocs.yml). It needs neither mrseg's dependencies nor an installed mrseg:
-the public names are read off the tables in the packages' `__init__.py`, the docstrings by mkdocstrings.
+MkDocs calls this module (`hooks` in mkdocs.yml). It needs neither mrseg's dependencies nor an installed
+mrseg: the public names are read off the tables in the packages' `__init__.py`, the docstrings by
+mkdocstrings.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ REPOSITORY = {
     "LICENSE": "LICENSE.txt",
     "CITATION.cff": "CITATION.cff",
 } | {
-    f"examples/{path.name}": f"examples/{path.stem}.md"
-    for path in sorted((ROOT / "examples").glob("[0-9][0-9]_*.ipynb"))
+    f"examples/{path.stem}.ipynb": f"examples/{path.stem}.md"
+    for path in sorted((ROOT / "examples").glob("[0-9][0-9]_*.py"))
 }
 #: Packages and modules with public names, in the order of the site.
 API = (
@@ -115,7 +116,7 @@ def notebook_page(notebook: dict[str, Any]) -> str:
 
 
 def relink(markdown: str, address: str) -> str:
-    """Rewrites the relative links of the page at ``address`` that lead out of docs/ or come from outside it."""
+    """Rewrites the page's relative links that lead out of docs/ or come from outside of it."""
     origin = {page: file for file, page in REPOSITORY.items()}.get(address, f"docs/{address}")
     here = posixpath.dirname(address)
 

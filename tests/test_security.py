@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: no code from files, nothing sent, nothing of a DICOM header in what is written."""
+"""What SECURITY.md promises: no code from files, nothing sent, nothing of a DICOM header in what is told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights from strangers: a file that leads elsewhere or claims more than it holds is refused before it is read."""
+"""Weights from strangers: a file that leads elsewhere or claims more than it holds is refused unread."""
 
 from __future__ import annotations
 
