@@ -13,7 +13,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 demo: .venv/installed
 	$(BIN)/mrseg demo --output runs/demo
 
-test: .venv/installed-test lint
+test: .venv/installed-test lint docs
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed-test
@@ -22,7 +22,7 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: test docs .venv/installed-check
+check: test .venv/installed-check
 	$(BIN)/python -m pytest -m "slow"
 	$(BIN)/python examples/build_notebooks.py --check
 	$(BIN)/python examples/build_pages.py --check docs/guides/six_scans.md

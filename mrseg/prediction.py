@@ -19,6 +19,7 @@ from mrseg.data.io import (
     read_sidecar,
     read_volume,
     scan_files,
+    scan_name,
     sidecar_path,
     write_labels,
     write_volume,
@@ -77,8 +78,8 @@ def predict_scan(
     files["picture"] = picture or files["picture"]
     _check_apart(files, Path(scan))
     volume = read_volume(scan)
-    origin = {"input": Path(scan).name, **_origin(segmenter, inference)}
-    _write(segmenter, volume, files, inference, origin, title=Path(scan).name, progress=progress)
+    origin = {"input": scan_name(scan), **_origin(segmenter, inference)}
+    _write(segmenter, volume, files, inference, origin, title=scan_name(scan), progress=progress)
     return files
 
 
@@ -134,7 +135,7 @@ def predict_cohort(
                 **_files(labels, inference, probabilities),
                 "table": sidecar_path(labels).with_suffix(".tsv"),
             }
-            own = {**origin, "input": scan.path.name, "input_sha256": checksum(scan_files(scan.path))}
+            own = {**origin, "input": scan_name(scan.path), "input_sha256": checksum(scan_files(scan.path))}
             if _complete(files, own):
                 status = THERE
             else:

@@ -179,24 +179,24 @@ def study(tmp_path_factory):
     rows = ["subject\tT1w\tct\tsplit"]
     for seed, (subject, split) in enumerate({"s01": "train", "s02": "test"}.items(), start=1):
         head = phantom.head(seed, shape=(32, 36, 24))
-        place = root / subject / FOLDER
+        place = root / subject
         mr = phantom.mr_image(head, "T1w")
         ct, _ = phantom.ct_image(head, misalignment=False, shape=(32, 36, 24))
-        write_series(files, place / "mr", mr, "MR", files.MR)
-        write_series(files, place / "ct", (ct[0], mr[1]), "CT", files.CT)
-        rows.append(f"{subject}\t{subject}/{FOLDER}/mr\t{subject}/{FOLDER}/ct\t{split}")
+        write_series(files, place / f"{FOLDER}_mr", mr, "MR", files.MR)
+        write_series(files, place / f"{FOLDER}_ct", (ct[0], mr[1]), "CT", files.CT)
+        rows.append(f"{subject}\t{subject}/{FOLDER}_mr\t{subject}/{FOLDER}_ct\t{split}")
     (root / "cohort.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    header = (root / "s01" / FOLDER / "mr" / "000.dcm").read_bytes()
+    header = (root / "s01" / f"{FOLDER}_mr" / "000.dcm").read_bytes()
     assert all(secret.encode() in header for secret in secrets(files) if secret != FOLDER)
     return root
 
 
 def told(folder: Path) -> bytes:
-    """Names and contents of all files below a folder, unpacked; manifests name the user's own files."""
+    """Names and contents of all files below a folder, unpacked, but for those that list the user's own."""
     parts = []
     for path in sorted(folder.rglob("*")):
         parts.append(path.relative_to(folder).as_posix().encode())
-        if path.is_file() and path.name != "cohort.tsv":
+        if path.is_file() and path.name not in ("cohort.tsv", "run.json"):
             content = path.read_bytes()
             parts.append(gzip.decompress(content) if path.suffix == ".gz" else content)
     return b"\n".join(parts)
@@ -220,9 +220,12 @@ def test_from_dicom_to_report_nothing_identifies_a_patient(study, tmp_path, capl
     run("train", "phantom_t1_slices", "--data", tmp_path / "prepared", "--output", tmp_path / "t1",
         *(word for key in small for word in ("--set", key)))  # fmt: skip
     segmenter = tmp_path / "t1" / "segmenter"
-    scan = study / "s02" / FOLDER / "mr"
+    scan = study / "s02" / f"{FOLDER}_mr"
     run("predict", "--segmenter", segmenter, "--input", scan, "--output", tmp_path / "one" / "dseg.nii.gz")
     run("predict", "--segmenter", segmenter, "--data", study / "cohort.tsv", "--output", tmp_path / "all")
+    run("brainmask", "--input", scan, "--output", tmp_path / "mask.nii.gz", "--method", "otsu")
+    ct = study / "s02" / f"{FOLDER}_ct"
+    run("attenuation", "--ct", ct, "--kvp", 120, "--outside", 0, "--output", tmp_path / "mu.nii.gz")
     run(
         "evaluate", "--segmenter", segmenter, "--data", tmp_path / "prepared", "--output", tmp_path / "scores"
     )
