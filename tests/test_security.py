@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from mrseg import cli
-from mrseg.data import phantom
+from mrseg.data import Preprocessing, Sampling, phantom
+from mrseg.models import unet
+from mrseg.segmenter import Segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "mrseg").rglob("*.py"))
@@ -120,7 +122,9 @@ def refuse(*_, **__):
 socket.socket.connect = refuse
 socket.getaddrinfo = refuse
 import mrseg
-from mrseg.data import phantom
+from mrseg.data import Preprocessing, Sampling, phantom
+from mrseg.models import unet
+from mrseg.segmenter import Segmenter
 one = mrseg.Segmenter.load("phantom_t1_unet")
 image = phantom.mr_image(phantom.head(1, shape=(16, 20, 16)), "T1w")
 assert one(image).shape == image[0].shape
@@ -211,15 +215,21 @@ def run(*arguments: object) -> None:
     assert cli.main([str(argument) for argument in arguments]) == 0
 
 
-def test_from_dicom_to_report_nothing_identifies_a_patient(study, tmp_path, caplog, capfd):
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_from_dicom_to_report_nothing_identifies_a_patient(study, tmp_path, caplog, capfd, trained):
     """Prepare, train, predict, evaluate; every file, every line on the screen, every record of the log."""
     caplog.set_level(logging.DEBUG)
     run("prepare", study / "cohort.tsv", "--output", tmp_path / "prepared", "--registered", "--workers", 1)
-    small = ["training.epochs=1", "network.arguments.filters=2", "preprocessing.shape=[32,32,16]",
-             "preprocessing.spacing_mm=[7.0,7.0,9.0]", "sampling.patch_shape=[32,32,1]"]  # fmt: skip
-    run("train", "phantom_t1_slices", "--data", tmp_path / "prepared", "--output", tmp_path / "t1",
-        *(word for key in small for word in ("--set", key)))  # fmt: skip
     segmenter = tmp_path / "t1" / "segmenter"
+    if trained:
+        small = ["training.epochs=1", "network.arguments.filters=2", "preprocessing.shape=[32,32,16]",
+                 "preprocessing.spacing_mm=[7.0,7.0,9.0]", "sampling.patch_shape=[32,32,1]"]  # fmt: skip
+        run("train", "phantom_t1_slices", "--data", tmp_path / "prepared", "--output", tmp_path / "t1",
+            *(word for key in small for word in ("--set", key)))  # fmt: skip
+    else:
+        grid = Preprocessing(grid="head", shape=(32, 32, 16), spacing_mm=(7.0, 7.0, 9.0), normalization="lcn")
+        model = unet((32, 32, 1), num_classes=3, filters=2)
+        Segmenter(model, grid, Sampling((32, 32, 1)), ("air", "soft", "bone"), "T1w").save(segmenter)
     scan = study / "s02" / f"{FOLDER}_mr"
     run("predict", "--segmenter", segmenter, "--input", scan, "--output", tmp_path / "one" / "dseg.nii.gz")
     run("predict", "--segmenter", segmenter, "--data", study / "cohort.tsv", "--output", tmp_path / "all")
@@ -233,7 +243,7 @@ def test_from_dicom_to_report_nothing_identifies_a_patient(study, tmp_path, capl
     assert_untold(told(tmp_path))
     # Paths of the user's own files may be named in messages, headers never.
     assert_untold((screen + caplog.text).encode(), but=(FOLDER, "19520617"))
-    for needed in ("prepared/quality.html", "one/dseg.json", "scores/report.html", "t1/log.csv"):
+    for needed in ("prepared/quality.html", "one/dseg.json", "scores/report.html", "mask.png", "mu.json"):
         assert (tmp_path / needed).exists()
 
 
