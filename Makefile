@@ -2,6 +2,9 @@
 # make test   what every change must pass
 # make check  make test and the long checks besides
 # make bench  every benchmark beside its peers, and one table of them (about 40 minutes on two cores)
+# make docs   the documentation's site, in site/; a warning is an error
+# make lowest the tests on the oldest versions that setup.cfg allows
+# make dist   wheel and sdist, in dist/
 PYTHON ?= python3
 BIN := .venv/bin
 # What make bench runs, and where its figures go.
@@ -10,12 +13,12 @@ BENCHMARKS := metrics inference preprocessing features engines training input gr
 RESULTS ?= runs/bench
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint check bench notebooks clean
+.PHONY: demo test lint check bench notebooks docs lowest dist clean
 
 demo: .venv/installed
 	$(BIN)/mrseg demo --output runs/demo
 
-test: .venv/installed-test lint
+test: .venv/installed-test lint docs
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest tests/test_speed.py -m speed --benchmark-columns=median,rounds
 
@@ -40,6 +43,17 @@ bench: .venv-bench/installed
 notebooks: .venv/installed-check
 	$(BIN)/python examples/build_notebooks.py
 
+# The site is made from sources alone: an environment without TensorFlow is enough.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest -W default --numprocesses 2 --dist loadfile
+
+dist: .venv/bin/python
+	$(BIN)/pip install --quiet build
+	$(BIN)/python -m build
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
@@ -62,5 +76,17 @@ notebooks: .venv/installed-check
 	.venv-bench/bin/pip install --quiet --requirement benchmarks/requirements.txt
 	touch $@
 
+.venv-docs/installed: setup.cfg
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet $$($(PYTHON) -c "import configparser as c; r = c.ConfigParser(); \
+	r.read('setup.cfg'); print(*r['options.extras_require']['docs'].split())")
+	touch $@
+
+.venv-lowest/installed: setup.cfg requirements/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --requirement requirements/lowest.txt
+	.venv-lowest/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv .venv-bench runs build *.egg-info
+	rm -rf .venv .venv-bench .venv-docs .venv-lowest runs site dist build *.egg-info

@@ -56,7 +56,7 @@ def executed(script: Path) -> Any:
         with tempfile.TemporaryDirectory() as empty:
             NotebookClient(
                 notebook,
-                timeout=600,
+                timeout=1800,  # a cell; far more than it takes, for machines with other work
                 kernel_name="python3",
                 record_timing=False,
                 resources={"metadata": {"path": empty}},

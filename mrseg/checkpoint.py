@@ -88,7 +88,7 @@ class Checkpoint(keras.callbacks.Callback):
             model.load_weights(self.folder / "best.weights.h5")
             return
         name = read_state(self.folder)["model"]
-        saved = keras.saving.load_model(self.folder / "checkpoint" / name)
+        saved = keras.saving.load_model(self.folder / "checkpoint" / name, safe_mode=True)
         _assign(model.weights, saved.weights, self.folder)
         if model.optimizer is not None and saved.optimizer is not None:
             _assign(model.optimizer.variables, saved.optimizer.variables, self.folder)

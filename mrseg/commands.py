@@ -182,7 +182,7 @@ def _attenuation(options: argparse.Namespace) -> None:
     import numpy as np
 
     from mrseg.attenuation import mu_from_hu
-    from mrseg.data.io import read_ct, write_volume
+    from mrseg.data.io import read_ct, scan_name, write_volume
 
     source = options.labels or options.ct
     check_output(options.output, source, options.reference)
@@ -194,7 +194,7 @@ def _attenuation(options: argparse.Namespace) -> None:
         )
     if options.outside is not None and not 0 <= options.outside < np.inf:
         raise error("--outside is a coefficient in 1/cm, from 0.", options.outside)
-    made: dict[str, Any] = {"input": source.name, "unit": "1/cm at 511 keV"}
+    made: dict[str, Any] = {"input": scan_name(source), "unit": "1/cm at 511 keV"}
     if options.ct:
         ct_hu, affine = read_ct(options.ct)
         mu = mu_from_hu(ct_hu, tube_kvp=options.kvp)
@@ -203,7 +203,7 @@ def _attenuation(options: argparse.Namespace) -> None:
         mu, affine = _mu_of_labels(options, made)
     difference = _difference(options, (mu, affine)) if options.reference else {}
     if difference:
-        made["reference"] = {"ct": options.reference.name, "tube_kvp": options.kvp, **difference}
+        made["reference"] = {"ct": scan_name(options.reference), "tube_kvp": options.kvp, **difference}
     unknown = np.isnan(mu)
     if unknown.any() and options.outside is None:
         raise error(
@@ -255,10 +255,10 @@ def _difference(options: argparse.Namespace, mu: Any) -> dict[str, float]:
 def _brainmask(options: argparse.Namespace) -> None:
     from mrseg.baselines import brain_mask_volume
     from mrseg.data.geometry import to_canonical
-    from mrseg.data.io import read_series, read_volume, volume_count
+    from mrseg.data.io import read_series, read_volume, scan_name, volume_count
 
     check_output(options.output, options.input)
-    made: dict[str, Any] = {"input": options.input.name, "method": options.method}
+    made: dict[str, Any] = {"input": scan_name(options.input), "method": options.method}
     if volume_count(options.input) > 1:
         series = read_series(options.input)
         _check_time_point(options.time_point, series.array.shape[3])
@@ -276,7 +276,7 @@ def _perfusion(options: argparse.Namespace) -> None:
 
     from mrseg._files import atomic_file, writable_folder
     from mrseg.data.geometry import to_canonical
-    from mrseg.data.io import read_series
+    from mrseg.data.io import read_series, scan_name
     from mrseg.formats import write_csv
     from mrseg.perfusion import region_curve
     from mrseg.pictures import save_png
@@ -299,7 +299,7 @@ def _perfusion(options: argparse.Namespace) -> None:
     array, affine = to_canonical((series.array, series.affine))
     if options.motion:
         array = _without_motion(array, affine, options)
-    made = {"input": options.input.name, "motion_corrected": options.motion}
+    made = {"input": scan_name(options.input), "motion_corrected": options.motion}
     if given is None:
         mask = _mask_of_series(array, series, options, made)
     else:
@@ -308,7 +308,7 @@ def _perfusion(options: argparse.Namespace) -> None:
     rows = region_curve(array, mask, **settings)
     write_csv(rows, options.output / "curve.csv")
     name = options.mask.name if options.mask else "brain"
-    save_png(signal_curves({name: rows}, title=options.input.name), options.output / "curve.png")
+    save_png(signal_curves({name: rows}, title=made["input"]), options.output / "curve.png")
     with atomic_file(options.output / "curve.json") as temporary:
         content = {"provenance": made | settings | {"voxels": int(mask.sum())} | _version()}
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

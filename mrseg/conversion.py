@@ -11,7 +11,7 @@ from mrseg import __version__
 from mrseg._checks import error
 from mrseg.data.dicom import open_dicom, read_slices
 from mrseg.data.geometry import Volume
-from mrseg.data.io import nifti_path, read_series, read_volume, volume_count, write_volume
+from mrseg.data.io import nifti_path, read_series, read_volume, scan_name, volume_count, write_volume
 from mrseg.data.slices import describe_steps, resample_slices, stack_slices
 
 
@@ -48,7 +48,7 @@ def convert_scan(
     if not scan.is_dir():
         if series is not None or spacing_mm is not None:
             raise error("A series and a spacing are chosen of a DICOM folder.", f"a file: {scan}")
-        made["input"] = scan.name
+        made["input"] = scan_name(scan)
         if volume_count(scan) > 1:
             found = read_series(scan)
             array, affine, interval_s = found.array, found.affine, found.interval_s
@@ -68,7 +68,7 @@ def _dicom(
     made: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
     source = open_dicom(folder, None, series, tolerance_mm=tolerance_mm if spacing_mm is None else np.inf)
-    made |= {"input": "a DICOM series", "files": len(source.files)}
+    made |= {"input": scan_name(folder), "files": len(source.files)}
     if len(source.shape) > 3:
         if spacing_mm is not None:
             raise error(f"{folder}: slices of a time series are not resampled.", f"{source.shape[3]} volumes")

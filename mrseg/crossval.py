@@ -66,7 +66,8 @@ def cross_validate(
         overrides: ``key=value`` for the recipe of every experiment, above its own ``set``.
         cache: folder for the preprocessed scans, which all trainings share; as `train_recipe` takes it.
         seed: of the folds and of smaller numbers of subjects.
-        workers, scheduler: as `mrseg.jobs.run_jobs` takes them.
+        workers: as `mrseg.jobs.run_jobs` takes it.
+        scheduler: as `mrseg.jobs.run_jobs` takes it.
         progress: show bars.
 
     Returns:

@@ -202,7 +202,7 @@ class _Spool:
         np.save(self._path(case), labels)
 
     def labels(self, case: Case) -> np.ndarray:
-        return np.load(self._path(case))
+        return np.load(self._path(case), allow_pickle=False)
 
     def _path(self, case: Case) -> Path:
         return self.folder / f"{subject_digest(case)}.npy"

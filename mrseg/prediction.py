@@ -23,6 +23,7 @@ from mrseg.data.io import (
     read_sidecar,
     read_volume,
     scan_files,
+    scan_name,
     sidecar_path,
     write_labels,
     write_volume,
@@ -82,8 +83,8 @@ def predict_scan(
     files["picture"] = picture or files["picture"]
     _check_apart(files, Path(scan))
     volume = read_volume(scan)
-    origin = {"input": Path(scan).name, **_origin(segmenter, inference)}
-    _write(segmenter, volume, files, inference, origin, title=Path(scan).name, progress=progress)
+    origin = {"input": scan_name(scan), **_origin(segmenter, inference)}
+    _write(segmenter, volume, files, inference, origin, title=scan_name(scan), progress=progress)
     return files
 
 
@@ -189,7 +190,7 @@ def _segment(scan: Scan, task: _Task) -> Row:
             **_files(labels, task.inference, task.probabilities),
             "table": sidecar_path(labels).with_suffix(".tsv"),
         }
-        own = {**task.origin, "input": scan.path.name, "input_sha256": checksum(scan_files(scan.path))}
+        own = {**task.origin, "input": scan_name(scan.path), "input_sha256": checksum(scan_files(scan.path))}
         if _complete(files, own):
             status = THERE
         else:

@@ -23,7 +23,7 @@ from mrseg._files import atomic_file, checksum, writable_folder
 from mrseg.data.bids import bids_names
 from mrseg.data.cases import Case, write_cases
 from mrseg.data.geometry import Volume, check_same_grid, to_canonical, voxel_sizes
-from mrseg.data.io import read_ct, read_sidecar, read_volume, scan_files, write_labels
+from mrseg.data.io import read_ct, read_sidecar, read_volume, scan_files, scan_name, write_labels
 from mrseg.data.labels import ATTENUATION_CLASSES, class_fractions, hu_to_labels, write_label_table
 from mrseg.data.registration import apply_transform, check_quality, register, save_registration
 from mrseg.derivatives import describe
@@ -232,7 +232,7 @@ def _draw(scan: _Scan, mr: Volume, ct_hu: np.ndarray, labels: np.ndarray, thresh
 
 def _sources(scan: _Scan, labelling: Labelling) -> dict[str, Any]:
     files = {
-        role: {"name": file.name, "sha256": checksum(scan_files(file))}
+        role: {"name": scan_name(file), "sha256": checksum(scan_files(file))}
         for role, file in (("image", scan.image), ("ct", scan.ct))
     }
     return json.loads(json.dumps({**files, "labelling": dataclasses.asdict(labelling)}))

@@ -20,7 +20,7 @@ from mrseg._checks import IGNORE_LABEL, InputError, error
 from mrseg._files import checksum, writable_folder
 from mrseg.data.cases import Case
 from mrseg.data.geometry import Grid, Volume
-from mrseg.data.io import read_sidecar, read_volume, write_labels
+from mrseg.data.io import read_sidecar, read_volume, scan_files, scan_name, write_labels
 from mrseg.data.registration import Registration, apply_transform, check_quality, register
 from mrseg.segmenter import Segmenter
 
@@ -140,7 +140,7 @@ def _carried(
 
 def _origin(case: Case, sequence: str, labels_from: str, digest: str, seed: int) -> dict[str, Any]:
     files = {
-        role: {"name": case.images[name].name, "sha256": checksum([case.images[name]])}
+        role: {"name": scan_name(case.images[name]), "sha256": checksum(scan_files(case.images[name]))}
         for role, name in (("image", sequence), ("segmented", labels_from))
     }
     return {

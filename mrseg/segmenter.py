@@ -33,6 +33,7 @@ from mrseg.models.batch_norm import use_fused_norms
 from mrseg.passes import BATCH_SIZE, DEFAULT, Forward, Inference
 from mrseg.postprocess import Postprocessing
 from mrseg.segmenting import needed_mb, parts_of, segment
+from mrseg.weight_files import check_weight_file
 
 
 @dataclass
@@ -366,7 +367,8 @@ def _write_network(model: keras.Model, files: Sequence[Path]) -> None:
 
 def _read_network(files: Sequence[Path]) -> keras.Model:
     if len(files) == 1:
-        model = keras.saving.load_model(files[0], compile=False)
+        check_weight_file(files[0])
+        model = keras.saving.load_model(files[0], compile=False, safe_mode=True)
         use_fused_norms(model)
         return model
     model = keras.models.model_from_json(files[0].read_text(encoding="utf-8"))

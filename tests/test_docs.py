@@ -13,7 +13,8 @@ from mrseg.cli import _parser
 from mrseg.recipes.loader import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FRONT = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")]
+PAGES = [*FRONT, *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = (
     "demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes", "weights", "clean",
     "attenuation", "brainmask", "perfusion", "crossval", "study", "phantom", "series", "convert",
@@ -98,7 +99,7 @@ def test_every_page_under_docs_is_linked_from_another_page():
         for page in PAGES
         for target in re.findall(r"\]\(([^)\s]+\.md[^)\s]*)\)", page.read_text(encoding="utf-8"))
     }
-    for page in PAGES[2:]:
+    for page in PAGES[len(FRONT) :]:
         assert page.name == "index.md" or page in linked, name(page)
 
 

@@ -32,8 +32,8 @@ from mrseg.data.writing import (
 
 __all__ = [
     "CT_PADDING_BELOW_HU", "Series", "nifti_path", "read_ct", "read_labels", "read_series", "read_sidecar",
-    "read_volume", "scan_files", "sidecar_path", "volume_count", "volume_header", "write_ct", "write_labels",
-    "write_volume",
+    "read_volume", "scan_files", "scan_name", "sidecar_path", "volume_count", "volume_header",
+    "write_ct", "write_labels", "write_volume",
 ]  # fmt: skip
 
 #: CT numbers below air (-1000 HU) by more than noise: the scanner's padding outside the field of view.
@@ -202,6 +202,14 @@ def volume_header(path: str | Path) -> tuple[tuple[int, int, int], np.ndarray]:
 def scan_files(path: str | Path) -> tuple[Path, ...]:
     """Returns the files that a scan consists of: of a DICOM folder its slices, of ``.mhd`` two."""
     return _open(path, series=None).files
+
+
+def scan_name(path: str | Path) -> str:
+    """Returns what a scan is called where its origin is written down: a file's name.
+
+    The folder of a DICOM series is often named after the patient; it is called "a DICOM series".
+    """
+    return "a DICOM series" if Path(path).is_dir() else Path(path).name
 
 
 def _read(path: str | Path) -> Volume:

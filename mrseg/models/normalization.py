@@ -111,7 +111,9 @@ class LocalContrast(_Normalization):
     """:func:`local_contrast` as a layer.
 
     Args:
-        sigma, variant, axis: as for the function.
+        sigma: as for the function.
+        variant: as for the function.
+        axis: as for the function.
     """
 
     def __init__(self, sigma: float = 4.0, variant: str = "jarrett", axis: int = 2, **options: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mrseg import _checks
 from mrseg.models import blocks
+from mrseg.weight_files import check_weight_file
 
 #: Convolutions of VGG16's five stages, each a multiple of ``filters`` channels wide.
 STAGES = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
@@ -148,6 +149,7 @@ def load_vgg16(model: keras.Model, weights: str | Path) -> tuple[str, ...]:
 def _vgg16(weights: str | Path) -> keras.Model:
     if str(weights) != "imagenet":
         weights = _checks.existing_file(weights)
+        check_weight_file(weights)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Keras skips layers that a file lacks with a warning

@@ -41,7 +41,8 @@ class Network:
         hints = typing.get_type_hints(build)
         for name, value in self.arguments.items():
             choice(f"An argument of {self.builder}", name, known)
-            configuration.value_of(hints[name], value, f"network.arguments.{name}")
+            if name in hints:  # a builder of the user's own may say no types
+                configuration.value_of(hints[name], value, f"network.arguments.{name}")
 
 
 @dataclass(frozen=True)

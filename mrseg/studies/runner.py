@@ -59,7 +59,8 @@ def run_study(
         source: trained segmenter for experiments with ``source: given``.
         overrides: ``key=value`` for the recipe of every experiment, above all that the page says.
         cache: folder for the preprocessed scans, as `mrseg.recipes.train_recipe` takes it.
-        workers, scheduler: as `mrseg.jobs.run_jobs` takes them.
+        workers: as `mrseg.jobs.run_jobs` takes it.
+        scheduler: as `mrseg.jobs.run_jobs` takes it.
         progress: show bars.
 
     Returns:
