@@ -31,6 +31,7 @@ from mrseg.data.io import (
 from mrseg.data.labels import write_label_table
 from mrseg.data.scans import Scan, find_scans
 from mrseg.derivatives import describe, generated_by, write_json
+from mrseg.engines import Engine
 from mrseg.jobs import LOST, check_shared, run_jobs
 from mrseg.maps import Maps
 from mrseg.passes import DEFAULT, Inference
@@ -139,7 +140,8 @@ def predict_cohort(
     scans = [dataclasses.replace(scan, path=scan.path.absolute()) for scan in scans]
     origin = {"sequence": sequence, **_origin(segmenter, inference)}
     with _network(segmenter, folder, workers > 1 or bool(scheduler)) as network:
-        task = _Task(network, segmenter.batch_size, folder, inference, probabilities, origin)
+        engine = Engine(segmenter.engine, segmenter.precision, segmenter.threads)
+        task = _Task(network, segmenter.batch_size, engine, folder, inference, probabilities, origin)
         rows = run_jobs(
             functools.partial(_segment, task=task), scans, workers=workers, scheduler=scheduler,
             desc=f"segmenting {sequence}", unit="scan", progress=progress, lost=_lost,
@@ -154,6 +156,7 @@ class _Task:
 
     network: Segmenter | Path
     batch_size: int
+    engine: Engine
     output: Path
     inference: Inference
     probabilities: bool
@@ -174,9 +177,9 @@ def _network(segmenter: Segmenter, output: Path, elsewhere: bool) -> Iterator[Se
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: Path, batch_size: int) -> Segmenter:
+def _loaded(folder: Path, batch_size: int, engine: Engine) -> Segmenter:
     """A process of many scans reads its network once."""
-    segmenter = Segmenter.load(folder)
+    segmenter = Segmenter.load(folder, engine=engine.name, precision=engine.precision, threads=engine.threads)
     segmenter.batch_size = batch_size
     return segmenter
 
@@ -194,8 +197,9 @@ def _segment(scan: Scan, task: _Task) -> Row:
         if _complete(files, own):
             status = THERE
         else:
-            network = task.network
-            segmenter = _loaded(network, task.batch_size) if isinstance(network, Path) else network
+            segmenter = task.network
+            if isinstance(segmenter, Path):
+                segmenter = _loaded(segmenter, task.batch_size, task.engine)
             _write(segmenter, read_volume(scan.path), files, task.inference, own, title=scan.stem)
     except Exception as failure:  # whatever it is, the other scans do not suffer from it
         status, reason = FAILED, " ".join(str(failure).split()) or type(failure).__name__

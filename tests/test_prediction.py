@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -120,16 +121,24 @@ def contents(folder):
 def test_workers_of_dask_write_the_very_files_and_load_the_network_once(bright, bids, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     (bids / "sub-02/anat/sub-02_T2w.nii.gz").write_bytes(b"no scan")
+    bright = dataclasses.replace(bright, engine="openvino", threads=1)
     here = predict_cohort(bright, bids, tmp_path / "here")
     loaded, load = [], Segmenter.load
-    monkeypatch.setattr(Segmenter, "load", lambda folder: loaded.append(folder) or load(folder))
+
+    def recorded(folder, **engine):
+        loaded.append((folder, engine))
+        return load(folder, **engine)
+
+    monkeypatch.setattr(Segmenter, "load", recorded)
     # Relative paths are those of this process, not of the workers.
     monkeypatch.chdir(tmp_path)
     with distributed.LocalCluster(1, threads_per_worker=2, processes=False, dashboard_address=None) as one:
         there = predict_cohort(bright, bids, "there", scheduler=one.scheduler_address)
         assert statuses(here) == statuses(there)
         assert list(statuses(there).values()) == ["written", "failed", "written"]
-        assert len(loaded) == 1 and not loaded[0].exists()
+        [(folder, engine)] = loaded
+        assert not folder.exists()
+        assert engine == {"engine": "openvino", "precision": "float32", "threads": 1}
         again = predict_cohort(bright, bids, "there", scheduler=one.scheduler_address)
     assert list(statuses(again).values()) == ["there already", "failed", "there already"]
     assert contents(tmp_path / "here") == contents(tmp_path / "there")
