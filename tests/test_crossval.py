@@ -310,7 +310,7 @@ def test_a_lost_worker_loses_nothing(scans, whole, tmp_path):
     """One of two Dask workers is killed during its training; the run ends with every score."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
     ) as cluster:
         address = cluster.scheduler_address
         with ThreadPoolExecutor(1) as thread, distributed.Client(address) as client:
