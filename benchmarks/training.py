@@ -190,7 +190,7 @@ def torch_step(
         optimizer.step()
         code = truth * num_classes + outputs.detach().argmax(1)
         counted.add_(torch.bincount(code.flatten(), minlength=num_classes**2))
-        losses.append(float(loss) + penalty)
+        losses.append(float(loss.detach()) + penalty)
         return losses[0]
 
     with torch.no_grad():  # Keras' loss holds it; PyTorch adds its gradient in the optimiser
