@@ -149,14 +149,14 @@ def test_a_killed_worker_loses_nothing_and_finished_scans_are_not_done_again(bri
         running = thread.submit(
             predict_cohort, bright, tmp_path / "raw", tmp_path / "out", scheduler=cluster.scheduler_address
         )
-        while len(cards := list((tmp_path / "out").rglob("*_dseg.json"))) < 4:
+        while len(cards := list((tmp_path / "out").glob("sub-*/anat/*_dseg.json"))) < 4:
             assert not running.done()
             time.sleep(0.01)
         os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
         finished = {card: card.stat().st_mtime_ns for card in cards}
         rows = running.result(timeout=600)
     assert set(statuses(rows).values()) <= {"written", "there already"} and len(rows) == 16
-    assert len(finished) < 16 and len(list((tmp_path / "out").rglob("*_dseg.nii.gz"))) == 16
+    assert len(finished) < 16 and len(list((tmp_path / "out").glob("sub-*/anat/*_dseg.nii.gz"))) == 16
     assert {card: card.stat().st_mtime_ns for card in cards} == finished
 
 
