@@ -320,7 +320,7 @@ def test_a_lost_worker_loses_nothing(scans, whole, tmp_path):
                 assert not running.done()
             victim = next(iter(client.run(os.getpid).values()))
             os.kill(victim, signal.SIGKILL)
-            rows, trials = running.result(timeout=300)
+            rows, trials = running.result(timeout=600)
     assert [t["folder"] for t in trials] == [t["folder"] for t in whole[2]]
     # one thread a worker: sums in another order than here
     ours, theirs = ([r["value"] for r in found] for found in (rows, whole[1]))
