@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-SHAPE, CLASSES = (256, 256, 48), 3
+CLASSES = 3
 #: Network -> its arguments, patch and overlap, neighbouring slices, patches in one call.
 WORK: dict[str, tuple[dict[str, Any], tuple[int, int, int], float, int, int]] = {
     "se_unet3d": ({"filters": 16}, (128, 128, 48), 0.5, 0, 1),
@@ -42,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--networks", nargs="*", default=list(WORK), choices=list(WORK))
+    parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 48), help="voxels; patches fit in")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every method")
     parser.add_argument("--dice", action="store_true", help="score trained weights instead")
@@ -55,7 +56,7 @@ def main() -> None:
         return
     table = []
     for network in options.networks:
-        table += compared(network, low, options.rounds, options.threads)
+        table += compared(network, tuple(options.shape), low, options.rounds, options.threads)
     rounds.write(options.output, table)
 
 
@@ -72,7 +73,9 @@ def bfloat16() -> bool:
     return True
 
 
-def compared(network: str, low: bool, number: int, threads: int) -> list[dict[str, Any]]:
+def compared(
+    network: str, shape: tuple[int, ...], low: bool, number: int, threads: int
+) -> list[dict[str, Any]]:
     """Rows of one network: every engine and precision, patches and whole, and the peer."""
     import rounds
     import twin
@@ -86,9 +89,11 @@ def compared(network: str, low: bool, number: int, threads: int) -> list[dict[st
     if network == "se_unet3d":
         wanted |= {f"openvino {p}, whole": ("openvino", p, "whole") for p in (*low_precisions, "float32")}
     methods = {
-        name: rounds.Worker("engines:ours", network, *how, threads) for name, how in wanted.items()
+        name: rounds.Worker("engines:ours", network, shape, *how, threads) for name, how in wanted.items()
     } | {
-        f"PyTorch {p}": rounds.Worker("engines:peer", network, p, threads, variables=twin.TUNED_ALLOCATOR)
+        f"PyTorch {p}": rounds.Worker(
+            "engines:peer", network, shape, p, threads, variables=twin.TUNED_ALLOCATOR
+        )
         for p in ("float32", *low_precisions)
     }
     try:
@@ -101,12 +106,12 @@ def compared(network: str, low: bool, number: int, threads: int) -> list[dict[st
     finally:
         for worker in methods.values():
             worker.close()
-    arguments, patch, overlap, _, batch = WORK[network]
+    arguments, _, overlap, _, batch = WORK[network]
     work = {
         "network": network,
         "arguments": ", ".join(f"{k}={v}" for k, v in arguments.items()),
-        "volume": "x".join(map(str, SHAPE)),
-        "patch": "x".join(map(str, patch)),
+        "volume": "x".join(map(str, shape)),
+        "patch": "x".join(map(str, patch_of(network, shape))),
         "overlap": overlap,
         "batch": batch,
     }
@@ -119,20 +124,25 @@ def compared(network: str, low: bool, number: int, threads: int) -> list[dict[st
     return table
 
 
-def image() -> np.ndarray:
+def image(shape: tuple[int, ...]) -> np.ndarray:
     """The volume that everything is shown."""
-    return np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def model_of(network: str) -> Any:
+def patch_of(network: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The patch, no larger than the volume."""
+    return tuple(map(min, WORK[network][1], shape))
+
+
+def model_of(network: str, shape: tuple[int, ...]) -> Any:
     """The Keras network with the same weights in every process, and statistics as after a training."""
     import keras
 
     import mrseg
 
-    arguments, patch, _, neighbours, _ = WORK[network]
+    arguments, _, _, neighbours, _ = WORK[network]
     keras.utils.set_random_seed(0)
-    sizes = [size for size in patch if size != 1]
+    sizes = [size for size in patch_of(network, shape) if size != 1]
     model = getattr(mrseg.models, network)((*sizes, 2 * neighbours + 1), num_classes=CLASSES, **arguments)
     rng = np.random.default_rng(1)
     for weight in model.weights:
@@ -141,7 +151,9 @@ def model_of(network: str) -> Any:
     return model
 
 
-def ours(network: str, engine: str, precision: str, extent: str, threads: int) -> Callable[[], np.ndarray]:
+def ours(
+    network: str, shape: tuple[int, ...], engine: str, precision: str, extent: str, threads: int
+) -> Callable[[], np.ndarray]:
     """mrseg's way: patches, network, blending; all probabilities of the volume."""
     from mrseg.data.patches import Sampling
     from mrseg.engines import Engine
@@ -150,18 +162,19 @@ def ours(network: str, engine: str, precision: str, extent: str, threads: int) -
     from mrseg.inference import predict_probabilities, whole
     from mrseg.passes import Inference
 
-    _, patch, overlap, neighbours, batch = WORK[network]
-    model, sampling, volume = model_of(network), Sampling(patch, overlap, neighbours=neighbours), image()
+    _, _, overlap, neighbours, batch = WORK[network]
+    model, volume = model_of(network, shape), image(shape)
+    sampling = Sampling(patch_of(network, shape), overlap, neighbours=neighbours)
     if extent == "whole":
-        model = for_volume(model, SHAPE)
-        sampling, batch = whole(sampling, SHAPE), 1
+        model = for_volume(model, shape)
+        sampling, batch = whole(sampling, shape), 1
     chosen = Engine(engine, precision, None if engine == "tensorflow" else threads)
     forward = compile_engine(model, (batch, *sampling.input_shape), chosen)
     asked = Inference(blending="constant", batch_size=batch)
     return lambda: predict_probabilities(forward, volume, sampling, num_classes=CLASSES, inference=asked)
 
 
-def peer(network: str, precision: str, threads: int) -> Callable[[], np.ndarray]:
+def peer(network: str, shape: tuple[int, ...], precision: str, threads: int) -> Callable[[], np.ndarray]:
     """PyTorch's way with the same weights: MONAI's sliding window, or batches of slices."""
     import warnings
 
@@ -171,11 +184,11 @@ def peer(network: str, precision: str, threads: int) -> Callable[[], np.ndarray]
 
     warnings.simplefilter("ignore")  # deprecations within the peers
     torch.set_num_threads(threads)
-    _, patch, overlap, neighbours, batch = WORK[network]
-    model = model_of(network)
+    _, _, overlap, neighbours, batch = WORK[network]
+    model, patch = model_of(network, shape), patch_of(network, shape)
     module = twin.twin(model).eval()
     twin.check(model, module)
-    volume = torch.from_numpy(image())
+    volume = torch.from_numpy(image(shape))
     numbers = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
     if 1 in patch:
         around = torch.nn.functional.pad(volume, (neighbours, neighbours))

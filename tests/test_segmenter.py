@@ -152,7 +152,7 @@ def random_scan(shape=(13, 18, 11)):
 
 def test_predict_gives_all_maps_on_the_scans_grid_and_says_the_memory_before(caplog):
     volume = scan()
-    with caplog.at_level(logging.INFO, logger="mrseg.segmenter"):
+    with caplog.at_level(logging.INFO, logger="mrseg.segmenting"):
         maps = segmenter().predict(volume, inference=Inference(uncertainty="entropy"), probabilities=True)
     assert "MB besides the network" in caplog.text
     np.testing.assert_array_equal(maps.labels, volume[0] > 45)
@@ -170,7 +170,7 @@ def test_a_prediction_does_not_change_the_scan():
 
 def test_the_memory_stated_for_a_scan_s_header_is_that_logged_for_the_scan(caplog):
     volume, made = random_scan(), segmenter()
-    with caplog.at_level(logging.INFO, logger="mrseg.segmenter"):
+    with caplog.at_level(logging.INFO, logger="mrseg.segmenting"):
         made.predict(volume, probabilities=True)
     stated = made.memory_mb((volume[0].shape, LPS), probabilities=True)
     assert f"at most {stated:.0f} MB" in caplog.text
@@ -425,3 +425,33 @@ def test_what_is_no_scan_is_told(scan, words):
     )
     with pytest.raises(InputError, match=words):
         segmenter.predict(scan)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_a_converted_network_follows_the_weights_of_the_model(engine):
+    made = segmenter(engine=engine)
+    before = made.predict(scan()).labels
+    np.testing.assert_array_equal(before, segmenter().predict(scan()).labels)
+    assert 0 < before.sum() < before.size
+    logits = made.model.get_layer("head_logits")
+    kernel, bias = logits.get_weights()
+    logits.set_weights([-kernel, -bias])  # bright and background change places
+    np.testing.assert_array_equal(made.predict(scan()).labels, 1 - before)
+
+
+def test_a_whole_volume_is_converted_at_its_size():
+    whole = Inference(extent="whole")
+    ours = segmenter(engine="onnx").predict(scan(), inference=whole)
+    np.testing.assert_array_equal(ours.labels, segmenter().predict(scan(), inference=whole).labels)
+
+
+def test_random_passes_are_refused_by_a_converted_network():
+    with pytest.raises(InputError, match="Monte-Carlo dropout.*engine onnx.*engine='tensorflow'"):
+        segmenter(engine="onnx").check(Inference(dropout_samples=3))
+
+
+def test_an_engine_that_cannot_be_is_refused_when_the_segmenter_is_made():
+    with pytest.raises(InputError, match="engine is one of"):
+        segmenter(engine="theano")
+    with pytest.raises(InputError, match="offered by the engine openvino alone"):
+        segmenter(precision="bfloat16")
