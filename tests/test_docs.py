@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = (
     "demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes", "weights", "clean",
-    "attenuation", "brainmask", "perfusion", "crossval", "study", "phantom", "series", "convert",
+    "attenuation", "brainmask", "perfusion", "crossval", "study", "phantom", "series", "convert", "export",
 )  # fmt: skip
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Paths of somebody's machine, and hosts that packages come from.
