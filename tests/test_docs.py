@@ -17,7 +17,7 @@ FRONT = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING",
 PAGES = [*FRONT, *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = (
     "demo", "prepare", "train", "transfer", "predict", "evaluate", "recipes", "weights", "clean",
-    "attenuation", "brainmask", "perfusion", "crossval", "study", "phantom", "series", "convert",
+    "attenuation", "brainmask", "perfusion", "crossval", "study", "phantom", "series", "convert", "export",
 )  # fmt: skip
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Paths of somebody's machine, and hosts that packages come from.
