@@ -185,6 +185,7 @@ def torch_step(
             loss = torch.nn.functional.cross_entropy(outputs, truth, weights, reduction="sum") / voxels
         else:  # independent probabilities, divided by their sum
             logs = (outputs / outputs.sum(1, keepdim=True)).clamp(1e-7, 1 - 1e-7).log()
+            logs = logs.contiguous()  # PyTorch's own demand on the gradient of what follows
             loss = torch.nn.functional.nll_loss(logs, truth, weights, reduction="sum") / voxels
         loss.backward()
         optimizer.step()
