@@ -15,6 +15,7 @@ import numpy as np
 from mrseg._checks import choice, error
 from mrseg.engines import FILES, Engine, package
 from mrseg.forward import compile_forward
+from mrseg.models.batch_norm import BatchNormalization
 from mrseg.passes import Forward
 
 _INPUT = "image"
@@ -71,7 +72,7 @@ def convert(model: keras.Model, batch_shape: tuple[int, ...], name: str, folder:
         )
     package(name)
     file = Path(folder) / FILES[name]
-    graph, output = _graph(_in_float32(model), batch_shape)
+    graph, output = _graph(_plain(model), batch_shape)
     try:
         _WRITERS[name](graph, output, file)
     except Exception as reason:  # whatever a converter raises: its types are its own
@@ -92,13 +93,14 @@ def fingerprint(model: keras.Model) -> int:
     return total
 
 
-def _in_float32(model: keras.Model) -> keras.Model:
-    """The network itself, or a copy without mixed precision."""
-    if all(layer.compute_dtype in (None, "float32") for layer in model.layers):
-        return model
+def _plain(model: keras.Model) -> keras.Model:
+    """A copy without mixed precision, and with Keras' own norm, whose parts the converters fold."""
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return type(layer).from_config(layer.get_config() | {"dtype": "float32"})
+        kind = type(layer)
+        if kind is BatchNormalization:
+            kind = keras.layers.BatchNormalization
+        return kind.from_config(layer.get_config() | {"dtype": "float32"})
 
     copied = keras.models.clone_model(model, clone_function=clone, recursive=True)
     copied.set_weights(model.get_weights())
@@ -144,6 +146,7 @@ def _write_onnx(graph: Any, output: str, file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the converter's own, about interfaces that TensorFlow will drop
         try:
+            import onnx
             import tf2onnx
 
             tensorflow_log.setLevel(logging.ERROR)
@@ -154,6 +157,7 @@ def _write_onnx(graph: Any, output: str, file: Path) -> None:
         finally:
             tensorflow_log.setLevel(levels[0])
             converter_log.setLevel(levels[1])
+    onnx.checker.check_model(made)  # the converter passes on what it does not know
     file.write_bytes(made.SerializeToString())
 
 

@@ -28,14 +28,14 @@ def check_weight_file(path: Path) -> None:
     What is no archive or no HDF5 at all passes: whoever opens it says so.
 
     Raises:
-        InputError: the file names the place of a tensor instead of holding it, or would take far more
-            memory than its own size.
+        InputError: the file names the place of a tensor instead of holding it, would take far more memory
+            than its own size, or is cut short.
     """
-    if not zipfile.is_zipfile(path):
-        if h5py.is_hdf5(path):
-            _check_h5(path, path)
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            if h5py.is_hdf5(path):
+                _check_h5(path, path)
+            return
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 _check_member(member, path)
@@ -44,7 +44,7 @@ def check_weight_file(path: Path) -> None:
                         _check_h5(stream, path)
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError) as reason:
         first = " ".join(str(reason).split())[:200]
-        raise error(f"The archive of a network can be read ({first}).", path, "Copy it again.") from None
+        raise error(f"A file of weights can be read ({first}).", path, "Copy it again.") from None
 
 
 def _check_member(member: zipfile.ZipInfo, path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import mrseg
 from mrseg.cli import _parser
+from mrseg.models import BUILDERS
 from mrseg.recipes.loader import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,8 +47,17 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 WITH_COMMANDS = [page for page in PAGES if commands(page)]
 
 
+@pytest.fixture
+def builders_kept():
+    """A page may add a builder of its own; other tests look at mrseg's."""
+    before = dict(BUILDERS)
+    yield
+    BUILDERS.clear()
+    BUILDERS.update(before)
+
+
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
-def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys, builders_kept):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
     for number, code in enumerate(blocks(page, "python"), start=1):

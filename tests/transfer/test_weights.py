@@ -231,7 +231,7 @@ def test_files_that_are_missing_cut_short_or_of_another_kind_are_refused(t1_mode
         whole = saved(t1_model, tmp_path, kind)
         cut = tmp_path / f"cut{kind}"
         cut.write_bytes(whole.read_bytes()[:1000])
-        with pytest.raises(InputError, match=f"one that Keras saved.*cut{kind}"):
+        with pytest.raises(InputError, match=f"(one that Keras saved|can be read).*cut{kind}"):
             load_weights(model, cut)
 
 
