@@ -81,7 +81,9 @@ def share() -> Share:
         return Share(jax.process_index(), jax.process_count(), distribution.device_mesh.devices.size)
     import tensorflow as tf
 
-    return Share(devices=tf.distribute.get_strategy().num_replicas_in_sync)
+    # Under a strategy Keras takes a batch of every data set before `fit`, to build the model by its shape.
+    strategy = tf.distribute.get_strategy()
+    return Share(devices=strategy.num_replicas_in_sync, looks_ahead=tf.distribute.has_strategy())
 
 
 @contextmanager

@@ -38,11 +38,13 @@ class Share:
     Attributes:
         process, processes: which of how many.
         devices: of all processes; every batch is divided evenly among them.
+        looks_ahead: whether the first pass over the data is a look at one batch before the first epoch.
     """
 
     process: int = 0
     processes: int = 1
     devices: int = 1
+    looks_ahead: bool = False
 
 
 def build_dataset(
@@ -96,7 +98,7 @@ def build_dataset(
             f"batch_size {batch_size}",
             f"Set training.batch_size to a multiple of {share.devices}.",
         )
-    plan = _Plan(examples, sampling, shuffle, seed, first_epoch)
+    plan = _Plan(examples, sampling, shuffle, seed, first_epoch, share.looks_ahead)
     smallest = batch_size if shuffle else share.devices
     if len(plan) < smallest:
         raise error(f"An epoch must fill at least one batch of {smallest}.", f"{len(plan)} patches")
@@ -193,11 +195,18 @@ class _Plan:
     """Rows (case, x, y, z, seed, seed) of one epoch after the other, and what lies there."""
 
     def __init__(
-        self, examples: Sequence[Example], sampling: Sampling, shuffle: bool, seed: int, first_epoch: int
+        self,
+        examples: Sequence[Example],
+        sampling: Sampling,
+        shuffle: bool,
+        seed: int,
+        first_epoch: int,
+        looks_ahead: bool = False,
     ):
         self.examples = examples
         self.shapes = [image.shape for image, _ in examples]
         self.sampling, self.shuffle, self.seed, self.epoch = sampling, shuffle, seed, first_epoch
+        self.looks_ahead = looks_ahead
         balanced = shuffle and sampling.class_share > 0
         self.voxels = [ClassVoxels(labels, sampling.classes) for _, labels in examples] if balanced else []
         self.grid = [patch_starts(shape, sampling.patch_shape, sampling.overlap) for shape in self.shapes]
@@ -217,8 +226,10 @@ class _Plan:
 
     def next_epoch(self) -> np.ndarray:
         """(patches, 6) int32."""
-        self.epoch += 1
-        return self.rows_of(self.epoch - 1)
+        rows = self.rows_of(self.epoch)
+        self.epoch += not self.looks_ahead
+        self.looks_ahead = False
+        return rows
 
     def rows_of(self, epoch: int) -> np.ndarray:
         """(patches, 6) int32 of one epoch."""

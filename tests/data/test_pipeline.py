@@ -87,6 +87,17 @@ def test_validation_leaves_out_the_patches_that_devices_cannot_share():
     np.testing.assert_array_equal(shares[1][0][0], whole[0][0][2:])
 
 
+def test_a_look_ahead_is_a_look_at_the_first_epoch_and_moves_nothing():
+    sampling = Sampling((2, 2, 2), 0.5, 7)
+    dataset = build_dataset(examples(3), sampling, batch_size=4, share=Share(looks_ahead=True))
+    next(iter(dataset))
+    seen = [list(dataset.as_numpy_iterator()) for _ in range(2)]
+    plain = build_dataset(examples(3), sampling, batch_size=4)
+    for ours, expected in zip(seen, [list(plain.as_numpy_iterator()) for _ in range(2)], strict=True):
+        for (image, _), (same, _) in zip(ours, expected, strict=True):
+            np.testing.assert_array_equal(image, same)
+
+
 def test_a_batch_that_devices_cannot_share_is_refused():
     with pytest.raises(InputError, match="evenly among 3 devices.*batch_size 4.*multiple of 3"):
         batches(Sampling((4, 6, 4)), share=Share(devices=3))
