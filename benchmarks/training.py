@@ -6,8 +6,8 @@ A step is what ``mrseg train`` does with a batch: forward and backward pass, los
 recipe, and the confusion matrix from which the metrics are read. PyTorch does the same with the same
 weights, tuned: channels last in memory, a fused optimiser, the loss from the logits where the head is a
 softmax, an allocator that keeps its memory. Either lives in a process of its own. The losses of the first
-step are compared before anything is timed; a ratio is mrseg / PyTorch within one round, so below 1 mrseg is
-faster.
+step are compared before anything is timed; a ratio is PyTorch / mrseg within one round, so above 1 mrseg is
+faster. The goal allows mrseg 1.05 of PyTorch's time.
 
 The batch is the paper's, and so is the image, but for the networks that ``HALVED`` names: theirs has half the
 pixels along x and along y, so that a step takes seconds and the whole run minutes. ``--halvings 0`` times the
@@ -41,6 +41,7 @@ RECIPES = {
 HALVED = ("segnet", "se_unet3d", "unet", "sep_res_unet", "attention_unet")
 PRECISIONS = ("float32", "mixed_bfloat16")
 PACKAGES = ("torch", "tensorflow", "keras", "numpy")
+GOAL = round(1 / 1.05, 3)
 
 
 def main() -> None:
@@ -69,14 +70,14 @@ def main() -> None:
 
 
 def compared(network: str, precision: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a library; the ratio of the row of mrseg is mrseg's time / PyTorch's."""
+    """One row a library; the ratio of PyTorch's row is its time / mrseg's."""
     shape, batch = size(network, options.halvings)
     arguments = (network, precision, shape, batch, options.threads)
     with (
         rounds.Worker("training:torch_step", *arguments, variables=TUNED_ALLOCATOR) as theirs,
         rounds.Worker("training:keras_step", *arguments) as ours,
     ):
-        methods = {"PyTorch": theirs, "mrseg": ours}  # the first is what the others are divided by
+        methods = {"mrseg": ours, "PyTorch": theirs}  # the others are divided by the first
         first = {name: worker()[0] for name, worker in methods.items()}
         check(network, precision, ours.result(), theirs.result())
         timings = rounds.compare(methods, options.rounds, warm_up=0)
@@ -88,7 +89,7 @@ def compared(network: str, precision: str, options: argparse.Namespace) -> list[
         "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
     }
     rows = rounds.rows(work, timings, rounds=options.rounds, threads=options.threads, packages=PACKAGES)
-    return [row | {"first_step_seconds": round(first[row["method"]], 1)} for row in rows]
+    return [row | {"first_step_seconds": round(first[row["method"]], 1), "goal": GOAL} for row in rows]
 
 
 def size(network: str, halvings: int | None) -> tuple[tuple[int, ...], int]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mrseg._checks import error
 from mrseg._files import atomic_file, writable_folder
@@ -17,6 +20,10 @@ from mrseg._files import atomic_file, writable_folder
 log = logging.getLogger(__name__)
 
 LOCK = ".mrseg.lock"
+#: How long to wait for another process: a cluster may hand a job on before its first worker has ended.
+PATIENCE_S = 60.0
+#: What file systems answer where another process holds the lock.
+_HELD = (errno.EAGAIN, errno.EACCES)
 
 
 @contextmanager
@@ -26,7 +33,7 @@ def claimed(
     rule: str,
     *,
     file: str = "run.json",
-    binding: bool = True,
+    binding: Callable[[], bool] = lambda: True,
 ) -> Iterator[Path]:
     """Holds a folder for one run: refuses another run's folder, and a second process at the same time.
 
@@ -35,20 +42,22 @@ def claimed(
         begun_with: what decides the run, plain JSON values; written to ``file``, compared when the run is
             started again.
         rule: the first sentence of the error where they differ.
-        binding: False where nothing has been done yet that depends on it: what is written is replaced.
+        binding: asked once the folder is this process's own; False where nothing has been done yet that
+            depends on it: what is written is replaced.
 
     Yields:
         The folder.
 
     Raises:
-        InputError: the folder was begun with something else, or another process is writing it.
+        InputError: the folder was begun with something else, or another process is writing it and goes on
+            for a minute.
         OSError: the folder cannot be written.
     """
     folder = writable_folder(folder)
-    with _alone(folder):
+    with alone(folder):
         path = folder / file
         text = json.dumps(begun_with, indent=1)
-        if binding and path.exists():
+        if path.exists() and binding():
             earlier, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
             other = [key for key in now if earlier.get(key) != now[key]]
             if other:
@@ -63,21 +72,39 @@ def claimed(
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Locks the folder; the system frees the lock of a process that was killed."""
-    with open(folder / LOCK, "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+def alone(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Locks an existing folder; the system frees the lock of a process that was killed.
+
+    Raises:
+        InputError: another process holds it, also after a minute.
+    """
+    with open(folder / name, "a+", encoding="utf-8") as lock:
+        deadline, told = time.monotonic() + PATIENCE_S, False
+        while not _locked(lock, folder):
             lock.seek(0)
-            raise error(
-                "One process at a time writes a folder.",
-                f"{folder}, which process {lock.read().strip() or 'unknown'} is writing",
-                "Wait until it has ended, or choose another output folder.",
-            ) from None
-        except OSError as reason:  # some network file systems lock nothing
-            log.warning("%s cannot be locked (%s): start one run in it at a time", folder, reason.strerror)
+            owner = lock.read().strip() or "unknown"
+            if time.monotonic() >= deadline:
+                raise error(
+                    "One process at a time writes a folder.",
+                    f"{folder}, which process {owner} is writing",
+                    "Wait until it has ended, or choose another output folder.",
+                )
+            if not told:
+                log.warning("waiting for process %s, which is writing %s", owner, folder)
+                told = True
+            time.sleep(0.5)
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+def _locked(lock: IO[str], folder: Path) -> bool:
+    """Whether the lock is ours now; some network file systems lock nothing, which is logged."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as reason:
+        if reason.errno in _HELD:
+            return False
+        log.warning("%s cannot be locked (%s): start one run in it at a time", folder, reason.strerror)
+    return True

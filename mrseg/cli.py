@@ -123,7 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "train a recipe's network from scratch", TRAIN)
     transfer = command("transfer", _train, "carry a trained network to another sequence", TRANSFER)
     transfer.add_argument(
-        "--from", dest="source", type=Path, required=True, help="folder of the trained segmenter"
+        "--from",
+        dest="source",
+        type=Path,
+        required=True,
+        help="trained segmenter: its folder, or a name of `mrseg weights`",
     )
     for parser_ in (train, transfer):
         parser_.add_argument("recipe", help="name (see `mrseg recipes`) or YAML file")
@@ -160,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
 
     predict = command("predict", _predict, "segment a scan or a cohort on the scans' own grids", PREDICT)
-    predict.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
+    predict.add_argument(
+        "--segmenter", type=Path, required=True, help="its folder, or a name of `mrseg weights`"
+    )
     what = predict.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", type=Path, help="scan: NIfTI, MGZ, NRRD, MHA, or DICOM folder")
     what.add_argument("--data", type=Path, help="manifest (TSV), BIDS folder, or folder of a known data set")
@@ -193,7 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(predict)
 
     evaluate = command("evaluate", _evaluate, "score a segmenter on the test cases of a manifest", EVALUATE)
-    evaluate.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
+    evaluate.add_argument(
+        "--segmenter", type=Path, required=True, help="its folder, or a name of `mrseg weights`"
+    )
     evaluate.add_argument(
         "--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set"
     )
@@ -225,7 +233,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(evaluate)
 
     export = command("export", _export, "write a segmenter's network for OpenVINO or ONNX Runtime", EXPORT)
-    export.add_argument("--segmenter", type=Path, required=True, help="folder of a trained segmenter")
+    export.add_argument(
+        "--segmenter", type=Path, required=True, help="its folder, or a name of `mrseg weights`"
+    )
     export.add_argument("--format", required=True, choices=("openvino", "onnx"), help="who is to read it")
     export.add_argument("--output", type=Path, required=True, help="folder for the network and its card")
     export.add_argument("--batch-size", type=int, help="patches in one call, fixed (default: 2)")

@@ -94,7 +94,7 @@ def whole_batch_statistics(model: keras.Model) -> Iterator[None]:
     """
     with ExitStack() as stack:
         if keras.backend.backend() == "tensorflow" and share().devices > 1:
-            for layer in model.layers:
+            for layer in model._flatten_layers():
                 if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized:
                     layer.synchronized = True
                     stack.callback(setattr, layer, "synchronized", False)

@@ -101,13 +101,15 @@ class Engine:
         return _READERS[self.name](Path(file), self)
 
 
-def package(engine: str) -> Any:
-    """The Python package of an engine.
+def package(engine: str, *more: str) -> Any:
+    """The Python package of an engine; ``more`` names others that it needs besides.
 
     Raises:
-        InputError: it is not installed; the message names the extra.
+        InputError: one is not installed; the message names the extra.
     """
     try:
+        for name in more:
+            importlib.import_module(name)
         return importlib.import_module({"openvino": "openvino", "onnx": "onnxruntime"}[engine])
     except ImportError as reason:
         raise error(

@@ -71,16 +71,20 @@ def convert(model: keras.Model, batch_shape: tuple[int, ...], name: str, folder:
             "Start with KERAS_BACKEND=tensorflow.",
         )
     package(name)
+    if name == "onnx":
+        package("onnx", "onnx", "tf2onnx")
     file = Path(folder) / FILES[name]
     graph, output = _graph(_plain(model), batch_shape)
     try:
         _WRITERS[name](graph, output, file)
+    except OSError:  # the disk's, not the converter's
+        raise
     except Exception as reason:  # whatever a converter raises: its types are its own
         said = " ".join(str(reason).split())[:200] or type(reason).__name__
         raise error(
             f"The engine {name} must know every layer of the network.",
             f"{model.name}, refused with: {said}",
-            "Take engine='tensorflow', --engine tensorflow.",
+            "Predict with engine='tensorflow', --engine tensorflow.",
         ) from reason
     return file
 

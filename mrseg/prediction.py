@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -179,7 +180,10 @@ def _network(segmenter: Segmenter, output: Path, elsewhere: bool) -> Iterator[Se
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Path, batch_size: int, engine: Engine) -> Segmenter:
     """A process of many scans reads its network once."""
-    segmenter = Segmenter.load(folder, engine=engine.name, precision=engine.precision, threads=engine.threads)
+    threads = engine.threads
+    if engine.converts:  # the other engines do not look at what this process was given
+        threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or None
+    segmenter = Segmenter.load(folder, engine=engine.name, precision=engine.precision, threads=threads)
     segmenter.batch_size = batch_size
     return segmenter
 

@@ -373,6 +373,7 @@ def _read_network(files: Sequence[Path]) -> keras.Model:
         return model
     model = keras.models.model_from_json(files[0].read_text(encoding="utf-8"))
     use_fused_norms(model)
+    check_weight_file(files[1])
     with np.load(files[1], allow_pickle=False) as halves:
         missing = {w.path for w in model.weights} ^ set(halves.files)
         if missing:

@@ -47,7 +47,12 @@ def add_study_commands(command: AddCommand) -> None:
     crossval = command("crossval", _crossval, "cross-validate a recipe by subject, with a grid", CROSSVAL)
     crossval.add_argument("recipe", help="name (see `mrseg recipes`) or YAML file")
     crossval.add_argument("--data", type=Path, required=True, help="manifest (TSV), or a known data set")
-    crossval.add_argument("--from", dest="source", type=Path, help="trained segmenter, for a transfer")
+    crossval.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        help="trained segmenter for a transfer: its folder, or a name of `mrseg weights`",
+    )
     crossval.add_argument("--folds", type=int, default=3, help="default: 3")
     crossval.add_argument("--seed", type=int, default=0, help="of the folds (default: 0)")
     crossval.add_argument(

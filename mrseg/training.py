@@ -216,24 +216,28 @@ def precision(policy: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+_BUILDING = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Builds models whose initial weights follow from ``seed`` alone, in whatever thread and process.
+    """Builds models whose initial weights follow from ``seed`` alone, in whatever process; one at a time.
 
     Keras draws the seed of every layer from Python's own generator, which all threads of a process share: in
     a Dask worker those of Dask draw from it while a network is built.
     """
-    keras.utils.set_random_seed(seed)
-    own, shared, builder = random.Random(seed), random.randint, threading.get_ident()
+    with _BUILDING:
+        keras.utils.set_random_seed(seed)
+        own, shared, builder = random.Random(seed), random.randint, threading.get_ident()
 
-    def randint(a: int, b: int) -> int:
-        return (own.randint if threading.get_ident() == builder else shared)(a, b)
+        def randint(a: int, b: int) -> int:
+            return (own.randint if threading.get_ident() == builder else shared)(a, b)
 
-    random.randint = randint
-    try:
-        yield
-    finally:
-        random.randint = shared
+        random.randint = randint
+        try:
+            yield
+        finally:
+            random.randint = shared
 
 
 def epochs_done(folder: str | Path) -> int:

@@ -1,9 +1,11 @@
 import multiprocessing
 import os
 import signal
+import threading
 
 import pytest
 
+from mrseg import claims
 from mrseg._checks import InputError
 from mrseg.claims import claimed
 
@@ -14,6 +16,11 @@ def hold(folder, connection):
     with claimed(folder, {"seed": 0}, RULE):
         connection.send("held")
         connection.recv()
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch):
+    monkeypatch.setattr(claims, "PATIENCE_S", 0.0)
 
 
 def test_what_a_folder_was_begun_with_is_kept_and_another_is_named(tmp_path):
@@ -31,7 +38,7 @@ def test_what_a_folder_was_begun_with_is_kept_and_another_is_named(tmp_path):
 def test_what_binds_nothing_yet_is_replaced(tmp_path):
     with claimed(tmp_path, {"seed": 0}, RULE):
         pass
-    with claimed(tmp_path, {"seed": 1}, RULE, binding=False):
+    with claimed(tmp_path, {"seed": 1}, RULE, binding=lambda: False):
         pass
     with pytest.raises(InputError, match="another seed"), claimed(tmp_path, {"seed": 0}, RULE):
         raise AssertionError("not reached")
@@ -43,10 +50,23 @@ def test_a_second_process_is_refused_and_told_who_writes_and_a_killed_one_frees_
     process = context.Process(target=hold, args=(tmp_path, far))
     process.start()
     assert near.recv() == "held"
-    refused = pytest.raises(InputError, match=f"which process {process.pid} is writing")
+    refused = pytest.raises(InputError, match=f"which process {process.pid} on .* is writing")
     with refused, claimed(tmp_path, {"seed": 0}, RULE):
         raise AssertionError("not reached")
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     with claimed(tmp_path, {"seed": 0}, RULE):
         pass
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(claims, "PATIENCE_S", 60.0)
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    process = context.Process(target=hold, args=(tmp_path, far))
+    process.start()
+    assert near.recv() == "held"
+    threading.Timer(1.0, near.send, ["end"]).start()
+    with claimed(tmp_path, {"seed": 0}, RULE):
+        process.join()
+    assert f"waiting for process {process.pid}" in caplog.text and process.exitcode == 0

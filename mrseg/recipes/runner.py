@@ -89,7 +89,7 @@ def train_recipe(
     cases: Sequence[Case],
     output: str | Path,
     *,
-    source: Segmenter | None = None,
+    source: Segmenter | str | Path | None = None,
     cache: str | Path | None = None,
     loggers: Sequence[str] = (),
     progress: bool = True,
@@ -104,7 +104,8 @@ def train_recipe(
             ``statistics``, ``labels_from``); those of the split ``test`` are not touched.
         output: folder for ``segmenter/``, ``recipe.yaml``, ``cohort.tsv``, ``log.csv``, ``checkpoint/``,
             ``transfer.txt`` and, with ``labels_from``, ``pseudo_labels/``.
-        source: trained segmenter whose network is carried over, for recipes with ``transfer``.
+        source: trained segmenter whose network is carried over, for recipes with ``transfer``; or its folder
+            or name, as `Segmenter.load` takes it.
         cache: folder for the preprocessed scans, which then need not fit into memory; other trainings and
             processes may use it too. It changes no result. None keeps them in memory, or in
             ``output/case_cache`` until the training has ended, if they take more than half of it.
@@ -120,12 +121,17 @@ def train_recipe(
         OSError: a folder cannot be written.
     """
     output = writable_folder(output)
+    if isinstance(source, (str, Path)):
+        source = Segmenter.load(source)
     _check_start(recipe, source.model if source else None)
     _check_source(recipe, source, cases)
     _check_devices(recipe)
     train, validation = _split(recipe, _with_pseudo_labels(recipe, cases, output))
     run = _run(recipe, [*train, *validation], source)
-    begun = bool(epochs_done(output)) or (output / "segmenter").exists()
+
+    def begun() -> bool:
+        return bool(epochs_done(output)) or (output / "segmenter").exists()
+
     with claimed(output, run, ONE_RUN, binding=begun):
         with atomic_file(output / "recipe.yaml") as page:
             page.write_text(run["recipe"], encoding="utf-8")
@@ -232,8 +238,8 @@ def _same_every_epoch(recipe: Recipe, sampling: Sampling, scans: Sequence[Exampl
     settings = recipe.training
     if settings.cache_features == "none":
         return None
-    if share().devices > 1:
-        log.warning("Training without a cache of features: several devices train.")
+    if share().devices > 1 or share().looks_ahead:
+        log.warning("Training without a cache of features: the training is distributed.")
         return None
     random = "augmentation" if recipe.augmentation != Augmentation() else ""
     random = random or ("random patches" if sampling.patches_per_volume else "")

@@ -127,12 +127,18 @@ def groups(model: keras.Model) -> Groups:
             ..., bottleneck and head. Layers without weights may have any name.
 
     Raises:
-        InputError: a layer that has weights bears no stage in its name.
+        InputError: no network; a layer that has weights bears no stage in its name.
 
     Example:
         >>> groups(se_unet3d((16, 16, 8, 1))).names
         ('encoder1', 'encoder2', 'encoder3', 'bottleneck', 'decoder3', 'decoder2', 'decoder1', 'head')
     """
+    if not isinstance(model, keras.Model):
+        raise _checks.error(
+            "Groups are those of a Keras network.",
+            type(model).__name__,
+            "Of a segmenter, pass segmenter.model.",
+        )
     members: dict[str, list[keras.layers.Layer]] = {}
     stage = _naming(model)
     for layer in model.layers:

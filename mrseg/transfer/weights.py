@@ -283,6 +283,12 @@ def _source_tensors(source: str | Path | keras.Model) -> dict[str, list[np.ndarr
     """The tensors of each layer by the layer's name, in the layer's own order."""
     if isinstance(source, keras.Model):
         return {layer.name: layer.get_weights() for layer in source.layers if layer.weights}
+    if not isinstance(source, (str, Path)):
+        raise _checks.error(
+            "Weights come from a network or its file.",
+            type(source).__name__,
+            "Of a segmenter, pass segmenter.model.",
+        )
     path = _checks.existing_file(source)
     if path.suffix not in (".keras", ".h5"):
         raise _checks.error("Weights come from a .keras file, a .weights.h5 file or a network.", path)

@@ -9,6 +9,7 @@ import pytest
 from mrseg._checks import InputError
 from mrseg.models.islam2025 import unet
 from mrseg.models.mecheter2023 import se_unet3d
+from mrseg.transfer.grouping import groups
 from mrseg.transfer.weights import load_weights
 
 #: of a unet: 14 convolutions of a kernel and a norm of four, three deconvolutions and a head of two each.
@@ -233,6 +234,13 @@ def test_files_that_are_missing_cut_short_or_of_another_kind_are_refused(t1_mode
         cut.write_bytes(whole.read_bytes()[:1000])
         with pytest.raises(InputError, match=f"(one that Keras saved|can be read).*cut{kind}"):
             load_weights(model, cut)
+
+
+def test_what_is_no_network_is_told_where_its_network_is(t1_model):
+    with pytest.raises(InputError, match=r"object.*segmenter\.model"):
+        load_weights(t1_model, object())
+    with pytest.raises(InputError, match=r"object.*segmenter\.model"):
+        groups(object())
 
 
 def test_a_file_that_carries_code_is_refused(t1_model, tmp_path):
