@@ -7,7 +7,7 @@ import fcntl
 import json
 import logging
 import os
-import socket
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -94,7 +94,7 @@ def alone(folder: Path, name: str = LOCK) -> Iterator[None]:
                 told = True
             time.sleep(0.5)
         lock.truncate(0)
-        lock.write(f"{os.getpid()} on {socket.gethostname()}")
+        lock.write(f"{os.getpid()} on {platform.node()}")
         lock.flush()
         yield
 

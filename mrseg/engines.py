@@ -174,7 +174,9 @@ def _check_bfloat16() -> None:
         raise error(
             "bfloat16 needs a processor that computes in it.", f"one with {', '.join(able)}", "Take float32."
         )
-    tried = subprocess.run([sys.executable, "-c", _TRIAL], capture_output=True, text=True)
+    tried = subprocess.run(
+        [sys.executable, "-c", _TRIAL], capture_output=True, encoding="utf-8", errors="replace"
+    )
     if tried.returncode:
         said = (tried.stderr.strip().splitlines() or [""])[-1]
         how = f"signal {-tried.returncode}" if tried.returncode < 0 else said

@@ -104,6 +104,7 @@ def _in_processes(
     # Fresh processes: ITK and TensorFlow survive no fork.
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, _limit_threads, (threads,)) as pool:
         futures: list[Future] = []
         running: set[Future] = set()
@@ -118,6 +119,10 @@ def _in_processes(
             for _ in as_completed(running):
                 bar.update()
             return _results(futures)
+        except KeyboardInterrupt:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()  # one that the interrupt did not reach would be waited for
+            raise
         except BrokenProcessPool:
             raise error(
                 "A process lives until its job is done.",

@@ -349,7 +349,7 @@ def test_import_takes_under_a_third_of_a_second_and_loads_neither_tensorflow_nor
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     runs = [
         subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=True
         ).stdout
         for _ in range(3)
     ]

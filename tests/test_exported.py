@@ -79,7 +79,7 @@ def test_the_readme_s_call_runs_beside_the_network(name, folders, segmenter):
     shape = (2, *segmenter.sampling.input_shape)
     code = f"import numpy as np\nbatch = np.zeros({shape}, np.float32)\n{call}\nprint(probabilities.shape)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folders[name], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=folders[name], check=True, capture_output=True, encoding="utf-8"
     )
     assert done.stdout.strip() == str((*shape[:-1], len(segmenter.class_names)))
 

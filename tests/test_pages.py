@@ -219,7 +219,7 @@ i => i.complete ? i.naturalWidth : 0).concat(["wide", document.documentElement.s
 
 def browse(tmp_path, page, *arguments):
     command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *arguments, page.as_uri()]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=120)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

@@ -153,7 +153,7 @@ def test_a_recipe_trains_on_jax_from_the_same_cache(tmp_path, cases):
     environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     write_cases(cases, tmp_path / "cohort.tsv")
     command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "cohort.tsv"), *SLICES]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     files = {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").glob("*.h5")}
     recipe = load_recipe("phantom_t1_slices", SLICES)

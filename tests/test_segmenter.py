@@ -141,7 +141,7 @@ def test_a_fresh_process_loads_a_network_with_layers_of_our_own_trained_with_a_l
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "whole"), str(tmp_path / "half")],
-        env=environment, capture_output=True, text=True, check=True,
+        env=environment, capture_output=True, encoding="utf-8", check=True,
     )  # fmt: skip
     assert done.stdout.count("bright") == 2
 
@@ -310,7 +310,7 @@ def peak_rss(size, classes):
     """MB: the statement, the process with scan and network, and its peak."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", PEAK, str(size), str(classes)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=True)
     return [float(word) for word in done.stdout.split()]
 
 
