@@ -225,7 +225,7 @@ def test_brainmask_refuses_bad_input_and_its_own_input_as_output(scans, tmp_path
 
 
 def read_curve(folder):
-    with open(folder / "curve.csv", newline="") as file:
+    with open(folder / "curve.csv", encoding="utf-8", newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -273,7 +273,7 @@ def test_motion_is_taken_out_before_the_curve(scans, tmp_path):
     still, corrected = (read_curve(tmp_path / name)[4]["mean_signal"] for name in ("still", "corrected"))
     neighbour = read_curve(tmp_path / "still")[3]["mean_signal"]
     assert abs(corrected - neighbour) < 0.3 * abs(still - neighbour)
-    with open(tmp_path / "corrected" / "motion.csv", newline="") as file:
+    with open(tmp_path / "corrected" / "motion.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8 * 6
     middle = next(row for row in rows if (row["slice"], row["time_point"]) == ("4", "4"))

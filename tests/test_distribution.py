@@ -43,7 +43,7 @@ sys.exit(main(sys.argv[1:]))
 def start(folder, output, *more, program=("-m", "mrseg"), **variables):
     return subprocess.Popen(
         [sys.executable, *program, "train", "tiny.yaml", "--data", "cohort.tsv", "--output", output, *more],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
         env={**os.environ, "PYTHONPATH": str(Path(mrseg.__file__).parents[1]), **variables},
     )  # fmt: skip
 

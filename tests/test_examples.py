@@ -76,7 +76,7 @@ def test_a_script_runs_from_top_to_bottom(script, tmp_path):
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": path, "MPLBACKEND": "Agg"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=600,
         check=False,
     )

@@ -117,7 +117,7 @@ def test_csv_without_rows_is_refused_and_nothing_is_left_behind(tmp_path):
 def test_tables_are_written_as_shown_and_with_full_precision(tmp_path):
     folder = write_tables({"bone": MADE}, tmp_path / "new" / "tables")
     assert (folder / "bone.tex").read_text(encoding="utf-8") == to_latex(MADE)
-    with open(folder / "bone.csv", newline="") as file:
+    with open(folder / "bone.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == ["none", "open_7", "T1w on T1w"]  # set apart: last
     assert rows[1] == {

@@ -22,7 +22,7 @@ CLASSES = ("air", "soft", "bone")
 
 def resident_mb():
     """Memory of this process, in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1000
     raise AssertionError("no VmRSS")

@@ -33,7 +33,7 @@ def written(tmp_path, **options):
     output = tmp_path / "hybrid" / "test"
     table, _ = opponent.compared(mine, opponent.read(SUBJECTS, output), output)
     write_tables({"comparison": table}, tmp_path)
-    with open(tmp_path / "comparison.csv", newline="") as file:
+    with open(tmp_path / "comparison.csv", encoding="utf-8", newline="") as file:
         return table, list(csv.DictReader(file))
 
 

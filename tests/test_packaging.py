@@ -119,7 +119,7 @@ def built(tmp_path_factory):
     )
     source = Path(shutil.copytree(ROOT, folder / "mrseg", ignore=left_out))
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", source]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder / "dist"
 

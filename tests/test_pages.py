@@ -75,7 +75,7 @@ def evaluated(cohort, tmp_path_factory):
 
 
 def table_of(folder, name):
-    with open(folder / "second" / "tables" / f"{name}.csv", newline="") as file:
+    with open(folder / "second" / "tables" / f"{name}.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

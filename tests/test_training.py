@@ -204,7 +204,7 @@ def test_a_finished_run_trains_no_further(tmp_path):
 
 def test_the_log_has_a_row_an_epoch_and_no_temporary_file_stays(tmp_path):
     _, history = run(tmp_path, Training(epochs=2, batch_size=2), validation=True)
-    with open(tmp_path / "log.csv", newline="") as file:
+    with open(tmp_path / "log.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert {"loss", "dice_bone", "val_loss", "learning_rate"} <= set(rows[0])

@@ -337,7 +337,7 @@ def in_processes(tmp_path, text):
     source = scan(tmp_path / "a.nii")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", PROCESSES + text, str(tmp_path / "cache"), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

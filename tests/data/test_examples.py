@@ -210,7 +210,7 @@ def growth_mb(folder: Path, count: int, size: int, cache: bool) -> float:
     folder.mkdir(exist_ok=True)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", MEMORY, str(folder), str(count), str(size), "yes" * cache]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 

@@ -512,7 +512,7 @@ def test_a_program_that_makes_errors_of_warnings_survives():
 
 def test_importing_the_module_loads_neither_itk_nor_tensorflow():
     code = "import mrseg.data.registration, sys; print({'itk', 'tensorflow', 'keras'} & set(sys.modules))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert told.stdout.strip() == "set()"
 
 

@@ -21,7 +21,7 @@ def test_damaged_scans_are_refused_or_read_on_their_own_grid(tmp_path, seed, cou
     """A process of its own: its end would be the native readers', its address space the reader's alone."""
     # -W default: a warning of a reader is told, not raised.
     command = [sys.executable, "-W", "default", str(SCRIPT), str(tmp_path / "fuzz"), str(seed), str(count)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=5 * 60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=5 * 60)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     kinds: dict[str, dict[str, int]] = {}

@@ -28,7 +28,7 @@ def test_the_claims_hold_on_jax(claims):
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", claims, *files],
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=600,
         check=False,
     )

@@ -135,6 +135,6 @@ def test_a_page_is_utf_8_wherever_it_is_read(tmp_path):
     here = str(Path(configuration.__file__).parents[1])
     found = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **elsewhere, "PYTHONPATH": here}, cwd=tmp_path,
-        capture_output=True, text=True, check=False,
+        capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert found.stdout.strip() == "'Kopf f\\xfcr K\\xf6pfe'", found.stderr

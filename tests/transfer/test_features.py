@@ -155,7 +155,7 @@ def test_the_caller_may_order_every_epoch_and_leave_out_its_last_smaller_batch(t
 
 def test_files_that_were_removed_are_mapped_no_longer_and_give_the_disk_back(tmp_path):
     def mapped():
-        return str(tmp_path) in Path("/proc/self/maps").read_text()
+        return str(tmp_path) in Path("/proc/self/maps").read_text(encoding="utf-8")
 
     model = unet_last(0)
     with cache_features(find_cut(model), batches(model), tmp_path / "cache") as cached:
