@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 
+from mrseg import store
 from mrseg._checks import choice, error, existing_folder
 from mrseg._files import atomic_folder, checksum
 from mrseg.data.geometry import Volume
@@ -72,10 +73,7 @@ class Exported:
 
     def __call__(self, scan: str | Path | Volume, *, progress: bool = False) -> nib.Nifti1Image:
         """Label map of a scan on the scan's own grid, as `mrseg.Segmenter` gives it."""
-        maps = self.predict(scan, progress=progress)
-        image = nib.Nifti1Image(maps.labels, maps.affine)
-        image.header.set_xyzt_units("mm")
-        return image
+        return self.predict(scan, progress=progress).label_image()
 
     def predict(
         self,
@@ -138,12 +136,7 @@ def write_export(
     """
     choice("format", format, FILES)
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CARD).is_file():
-        raise error(
-            "An export replaces an export or an empty folder only.",
-            f"{folder}, which holds other files",
-            "Name a folder of its own, say " + str(folder / "export") + ".",
-        )
+    store.check_replaceable(folder, CARD, "an export", "export")
     with atomic_folder(folder) as temporary:
         file = write(temporary)
         written = {
@@ -163,20 +156,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
             f"An export holds {CARD} and its network. Received: {folder} without {CARD}. "
             "Make it with `mrseg export`; a segmenter's own folder is loaded by mrseg.Segmenter."
         )
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        missing = [key for key in _KEYS if key not in card]
-        choice("format", card.get("format"), FILES)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as reason:
-        raise error(f"{CARD} must be the card that mrseg wrote.", f"{folder / CARD} ({reason!r})") from None
-    if missing:
-        raise error(f"{CARD} must be the card that mrseg wrote.", f"{folder / CARD} without {missing[0]}")
-    if checksum(_network_files(folder)) != card.get("network_sha256"):
-        raise error(
-            f"The network must be the one that {CARD} describes.",
-            f"{folder}, whose network has another checksum",
-            "A file is damaged or was exchanged; copy the folder again.",
-        )
+    card = store.parse_card(folder / CARD, _KEYS, lambda card: choice("format", card.get("format"), FILES))
+    store.check_network(folder / CARD, card, _network_files(folder))
     return card
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from nibabel import affines, orientations
 
@@ -36,6 +37,12 @@ class Maps:
     affine: np.ndarray
     probabilities: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
+
+    def label_image(self) -> nib.Nifti1Image:
+        """The labels as a NIfTI image of uint8."""
+        image = nib.Nifti1Image(self.labels, self.affine)
+        image.header.set_xyzt_units("mm")
+        return image
 
 
 def collect(

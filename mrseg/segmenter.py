@@ -144,12 +144,7 @@ class Segmenter:
         """
         folder = Path(folder)
         choice("weights_dtype", weights_dtype, store.NETWORK_FILES)
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / store.CARD).is_file():
-            raise error(
-                "A segmenter replaces a segmenter or an empty folder only.",
-                f"{folder}, which holds other files",
-                "Name a folder of its own, say " + str(folder / "segmenter") + ".",
-            )
+        store.check_replaceable(folder, store.CARD, "a segmenter", "segmenter")
         with atomic_folder(folder) as temporary:
             card = {**self._card(), "weights_dtype": weights_dtype}
             files = store.network_files(temporary, card)
@@ -192,10 +187,7 @@ class Segmenter:
         Returns:
             NIfTI image of uint8 labels.
         """
-        maps = self.predict(scan, progress=progress)
-        image = nib.Nifti1Image(maps.labels, maps.affine)
-        image.header.set_xyzt_units("mm")
-        return image
+        return self.predict(scan, progress=progress).label_image()
 
     def probabilities(self, volume: Volume, *, progress: bool = False) -> np.ndarray:
         """Class probabilities on the scan's own grid.

@@ -13,7 +13,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,13 +112,53 @@ def read_card(folder: Path) -> dict[str, Any]:
         InputError: the card is damaged, or the checksum is another.
     """
     card = _card(folder)
-    if checksum(network_files(folder, card)) != card["network_sha256"]:
+    check_network(folder / CARD, card, network_files(folder, card))
+    return card
+
+
+def parse_card(file: Path, keys: Iterable[str], check: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """A card's JSON, every key there; ``check`` raises for what else must hold.
+
+    Raises:
+        InputError: it is damaged, or a key is missing.
+    """
+    rule = f"{file.name} must be the card that mrseg wrote."
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+        missing = [key for key in keys if key not in card]
+        check(card)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as reason:
+        raise error(rule, f"{file} ({reason!r})") from None
+    if missing:
+        raise error(rule, f"{file} without {missing[0]}")
+    return card
+
+
+def check_network(file: Path, card: Mapping[str, Any], files: Iterable[Path]) -> None:
+    """Raises InputError unless the network's files have the checksum that the card names."""
+    if checksum(files) != card.get("network_sha256"):
         raise error(
-            f"The network must be the one that {CARD} describes.",
-            f"{folder}, whose network has another checksum",
+            f"The network must be the one that {file.name} describes.",
+            f"{file.parent}, whose network has another checksum",
             "A file is damaged or was exchanged; copy the folder again.",
         )
-    return card
+
+
+def check_replaceable(folder: Path, card: str, what: str, named: str) -> None:
+    """Raises InputError if a folder holds something that is no ``what``, which writing one would lose.
+
+    Args:
+        folder: where one is to be written.
+        card: the file that marks one.
+        what: with its article, say ``a segmenter``.
+        named: a folder's usual name.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / card).is_file():
+        raise error(
+            f"{what[0].upper()}{what[1:]} replaces {what} or an empty folder only.",
+            f"{folder}, which holds other files",
+            f"Name a folder of its own, say {folder / named}.",
+        )
 
 
 def network_files(folder: Path, card: dict[str, Any]) -> tuple[Path, ...]:
@@ -192,14 +232,11 @@ def _card(folder: Path) -> dict[str, Any]:
             f"A segmenter folder holds {CARD} and its network. Received: {folder} without {CARD}. "
             "Copy the whole folder, or save the segmenter again."
         )
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        missing = [key for key in _KEYS if key not in card]
-        choice("weights_dtype", card.get("weights_dtype", "float32"), NETWORK_FILES)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as reason:
-        raise error(f"{CARD} must be the card that mrseg wrote.", f"{folder / CARD} ({reason!r})") from None
-    if missing:
-        raise error(f"{CARD} must be the card that mrseg wrote.", f"{folder / CARD} without {missing[0]}")
+    card = parse_card(
+        folder / CARD,
+        _KEYS,
+        lambda card: choice("weights_dtype", card.get("weights_dtype", "float32"), NETWORK_FILES),
+    )
     for file in network_files(folder, card):
         if not file.is_file():
             raise FileNotFoundError(
