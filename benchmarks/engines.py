@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from mrseg.formats import write_csv
+
 CLASSES = 3
 #: Network -> its arguments, patch and overlap, neighbouring slices, patches in one call.
 WORK: dict[str, tuple[dict[str, Any], tuple[int, int, int], float, int, int]] = {
@@ -48,16 +50,15 @@ def main() -> None:
     parser.add_argument("--dice", action="store_true", help="score trained weights instead")
     options = parser.parse_args()
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(options.threads)  # the workers inherit it
-    import rounds
 
     low = bfloat16()
     if options.dice:
-        rounds.write(options.output, scored(low))
+        write_csv(scored(low), options.output)
         return
     table = []
     for network in options.networks:
         table += compared(network, tuple(options.shape), low, options.rounds, options.threads)
-    rounds.write(options.output, table)
+    write_csv(table, options.output)
 
 
 def bfloat16() -> bool:

@@ -20,7 +20,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import rounds
 from machine import processor
 
 from mrseg import Segmenter
@@ -51,7 +50,7 @@ def main() -> None:
     for row in table:
         row |= scaled(row, options.cores) | {"machine": processor()}
         print(*row.values(), sep="  ", flush=True)
-    rounds.write(options.output, table)
+    write_csv(table, options.output)
 
 
 def measured(folder: Path, small: bool) -> list[dict[str, Any]]:

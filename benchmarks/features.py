@@ -24,6 +24,7 @@ import tensorflow as tf
 from machine import processor
 
 import mrseg
+from mrseg.formats import write_csv
 from mrseg.transfer import cache_features, find_cut, hybrid, train_last
 
 
@@ -119,7 +120,7 @@ def main() -> None:
         table.append(measure(name, options.rounds))
         print("  ".join(f"{key} {table[-1][key]}" for key in list(table[-1])[:-4]), flush=True)
     if options.output:
-        rounds.write(options.output, table)
+        write_csv(table, options.output)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from typing import Any
 import rounds
 from machine import processor
 
+from mrseg.formats import write_csv
+
 #: Memory is shared by the processes that take turns.
 SHARED = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 #: PyTorch's process reads the weights off a Keras network that stays away from the GPU.
@@ -110,7 +112,7 @@ def main() -> None:
     table: list[dict[str, Any]] = []
     for work in works(options.networks, precision, options.small):
         table += compared(work, device, why_not, 1 if options.small else options.rounds)
-        rounds.write(options.output, table)
+        write_csv(table, options.output)
 
 
 def works(networks: list[str], precision: str, small: bool) -> Iterator[Work]:

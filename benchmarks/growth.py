@@ -34,9 +34,9 @@ import numpy as np
 from machine import processor
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-from rounds import write
 
 from mrseg.data.labels import OKABE_ITO
+from mrseg.formats import write_csv
 from mrseg.theme import FAINT, INK, headline, new_figure, plain_axes, to_svg
 
 COLOURS = ("blue", "vermillion", "green", "purple", "orange", "sky")
@@ -78,7 +78,7 @@ def main() -> None:
                 sizes = COHORTS if against == "subjects" else PATCHES if "train" in work else VOLUMES
                 lines = [_point(work, against, size, Path(folder)) for size in sizes[: options.points]]
                 table += _with_exponents(lines, works[work])
-                write(options.output, table)
+                write_csv(table, options.output)
     options.output.with_suffix(".svg").write_bytes(to_svg(draw(table)))
 
 

@@ -24,6 +24,7 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from mrseg.data.patches import Sampling
+from mrseg.formats import write_csv
 from mrseg.inference import predict_probabilities, predict_slabs
 from mrseg.passes import Inference
 
@@ -51,7 +52,7 @@ def main() -> None:
     for shape, patch, overlap in CASES[: options.cases]:
         for blending in ("gaussian", "constant"):
             table += compared(shape, patch, overlap, blending, options.rounds)
-    rounds.write(options.output, table)
+    write_csv(table, options.output)
 
 
 def check() -> None:

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 from machine import processor
-from rounds import compare, write
+from rounds import compare
 
 from mrseg.data.augmentation import Augmentation
+from mrseg.formats import write_csv
 from mrseg.recipes.loader import Recipe, load_recipe
 
 #: One recipe a network -> shape of a scan on its grid, and how many make an epoch of a second or two.
@@ -52,7 +53,7 @@ def main() -> None:
     table = []
     for name in options.recipes:
         table += rates(name, options.rounds)
-        write(options.output, table)
+        write_csv(table, options.output)
 
 
 def rates(name: str, count: int) -> list[dict[str, object]]:

@@ -38,6 +38,7 @@ from scipy import ndimage
 
 from mrseg.data import phantom
 from mrseg.data.geometry import voxel_sizes
+from mrseg.formats import write_csv
 from mrseg.metrics import confusion_matrix, scores, surface_distances
 
 CLASSES = ("background", "csf", "gm", "wm")
@@ -80,7 +81,7 @@ def main() -> None:
         + f", Python {platform.python_version()}",
     }
     show(rows, about)
-    rounds.write(options.output, [{**row, **about} for row in rows])
+    write_csv([{**row, **about} for row in rows], options.output)
 
 
 def label_maps(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:

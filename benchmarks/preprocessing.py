@@ -32,6 +32,7 @@ from scipy import ndimage
 
 from mrseg.data import augmentation, geometry, phantom
 from mrseg.data.normalization import lcn, quantile_zscore
+from mrseg.formats import write_csv
 
 SHAPE = (256, 256, 48)
 #: Largest differences: of normalised images (values of order 1), of intensities of order 100 after
@@ -73,7 +74,7 @@ def main() -> None:
         + f", Python {platform.python_version()}",
     }
     show(rows, about)
-    rounds.write(options.output, [{**row, **about} for row in rows])
+    write_csv([{**row, **about} for row in rows], options.output)
 
 
 def lcn_methods(image: np.ndarray) -> dict[str, Method]:

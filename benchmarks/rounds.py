@@ -13,7 +13,6 @@ so that two libraries' threads and allocators do not share one::
 
 from __future__ import annotations
 
-import csv
 import importlib
 import multiprocessing
 import os
@@ -21,7 +20,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from machine import processor
@@ -160,13 +158,3 @@ def rows(
         {**work, "method": name, **{key: round(value, 4) for key, value in timing._asdict().items()}, **about}
         for name, timing in timings.items()
     ]
-
-
-def write(path: Path, table: list[dict[str, Any]]) -> None:
-    """Writes the rows as CSV; the columns are those of the first row and any that later ones have besides."""
-    columns = list(dict.fromkeys(key for row in table for key in row))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)

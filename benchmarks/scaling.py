@@ -23,6 +23,7 @@ from mrseg.crossval import cross_validate
 from mrseg.data import read_cases
 from mrseg.data.phantom import write_cohort
 from mrseg.experiments import Experiment
+from mrseg.formats import write_csv
 from mrseg.prediction import WRITTEN, predict_cohort
 from mrseg.preparation import Labelling, prepare
 
@@ -66,7 +67,7 @@ def main() -> None:
                     flush=True,
                 )
             table += made
-            rounds.write(options.output, table)
+            write_csv(table, options.output)
 
 
 def _on(run: Callable[[str], int], address: str) -> Callable[[], int]:

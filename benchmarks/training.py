@@ -27,6 +27,8 @@ import numpy as np
 import rounds
 from twin import TUNED_ALLOCATOR
 
+from mrseg.formats import write_csv
+
 #: Paper's network -> its recipe.
 RECIPES = {
     "segnet": "mecheter2020_t1",
@@ -66,7 +68,7 @@ def main() -> None:
                 row["gain_over_float32"] = "" if precision == "float32" or np.isnan(gain) else round(gain, 2)
                 print(*row.values(), sep="  ", flush=True)
             table += rows
-            rounds.write(options.output, table)
+            write_csv(table, options.output)
 
 
 def compared(network: str, precision: str, options: argparse.Namespace) -> list[dict[str, Any]]:
