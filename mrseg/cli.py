@@ -164,9 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
 
     predict = command("predict", _predict, "segment a scan or a cohort on the scans' own grids", PREDICT)
-    predict.add_argument(
-        "--segmenter", type=Path, required=True, help="its folder, or a name of `mrseg weights`"
-    )
+    _add_segmenter(predict)
     what = predict.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", type=Path, help="scan: NIfTI, MGZ, NRRD, MHA, or DICOM folder")
     what.add_argument("--data", type=Path, help="manifest (TSV), BIDS folder, or folder of a known data set")
@@ -199,9 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(predict)
 
     evaluate = command("evaluate", _evaluate, "score a segmenter on the test cases of a manifest", EVALUATE)
-    evaluate.add_argument(
-        "--segmenter", type=Path, required=True, help="its folder, or a name of `mrseg weights`"
-    )
+    _add_segmenter(evaluate)
     evaluate.add_argument(
         "--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set"
     )
@@ -233,9 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(evaluate)
 
     export = command("export", _export, "write a segmenter's network for OpenVINO or ONNX Runtime", EXPORT)
-    export.add_argument(
-        "--segmenter", type=Path, required=True, help="its folder, or a name of `mrseg weights`"
-    )
+    _add_segmenter(export)
     export.add_argument("--format", required=True, choices=("openvino", "onnx"), help="who is to read it")
     export.add_argument("--output", type=Path, required=True, help="folder for the network and its card")
     export.add_argument("--batch-size", type=int, help="patches in one call, fixed (default: 2)")
@@ -254,6 +248,12 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(command)
     add_scan_commands(command)
     return parser
+
+
+def _add_segmenter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--segmenter", type=Path, required=True, help="its folder, or a name of `mrseg weights`"
+    )
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:

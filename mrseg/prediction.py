@@ -141,8 +141,9 @@ def predict_cohort(
     scans = [dataclasses.replace(scan, path=scan.path.absolute()) for scan in scans]
     origin = {"sequence": sequence, **_origin(segmenter, inference)}
     with _network(segmenter, folder, workers > 1 or bool(scheduler)) as network:
-        engine = Engine(segmenter.engine, segmenter.precision, segmenter.threads)
-        task = _Task(network, segmenter.batch_size, engine, folder, inference, probabilities, origin)
+        task = _Task(
+            network, segmenter.batch_size, segmenter.computing, folder, inference, probabilities, origin
+        )
         rows = run_jobs(
             functools.partial(_segment, task=task), scans, workers=workers, scheduler=scheduler,
             desc=f"segmenting {sequence}", unit="scan", progress=progress, lost=_lost,

@@ -77,7 +77,7 @@ class Segmenter:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        Engine(self.engine, self.precision, self.threads)  # refuses what is none
+        _ = self.computing  # refuses what is no engine
         channels = self.model.output_shape[-1]
         if channels != len(self.class_names):
             raise error(
@@ -253,6 +253,11 @@ class Segmenter:
         self._compiled(self.sampling.patch_shape, self._settled(inference))
 
     @property
+    def computing(self) -> Engine:
+        """Who computes, and in what numbers: ``engine``, ``precision`` and ``threads`` together."""
+        return Engine(self.engine, self.precision, self.threads)
+
+    @property
     def digest(self) -> str:
         """Checksum of what decides a label map: network, weights, preprocessing, sampling, class names."""
         parts = [
@@ -295,7 +300,7 @@ class Segmenter:
             )
             # Another size is another network; only the last one is kept.
             self._forwards = {key: made for key, made in self._forwards.items() if key[0] in (None, spatial)}
-        engine = Engine(self.engine, self.precision, self.threads)
+        engine = self.computing
         weights = fingerprint(self.model) if engine.converts else None
         # A copy of other weights than the model's present ones is of no use any more.
         self._forwards = {k: v for k, v in self._forwards.items() if k[-1] in (None, weights)}
