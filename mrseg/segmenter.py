@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import nibabel as nib
@@ -253,6 +253,11 @@ class Segmenter:
         self._compiled(self.sampling.patch_shape, self._settled(inference))
 
     @property
+    def members(self) -> tuple[Segmenter, ...]:
+        """Who answers: this one alone (of an `mrseg.Ensemble`, several)."""
+        return (self,)
+
+    @property
     def computing(self) -> Engine:
         """Who computes, and in what numbers: ``engine``, ``precision`` and ``threads`` together."""
         return Engine(self.engine, self.precision, self.threads)
@@ -322,6 +327,37 @@ class Segmenter:
         return forward, sampling
 
 
+class Asked(Protocol):
+    """Who can be asked about scans: a `Segmenter`, which says what each means, or an `mrseg.Ensemble`."""
+
+    @property
+    def members(self) -> Sequence[Segmenter]: ...  # noqa: D102
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def sequence(self) -> str: ...  # noqa: D102
+    @property
+    def provenance(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def engine(self) -> str: ...  # noqa: D102
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    def __call__(self, scan: str | Path | Volume, *, progress: bool = False) -> nib.Nifti1Image: ...  # noqa: D102
+    def probabilities(self, volume: Volume, *, progress: bool = False) -> np.ndarray: ...  # noqa: D102
+    def predict(  # noqa: D102
+        self,
+        scan: str | Path | Volume,
+        *,
+        inference: Inference = DEFAULT,
+        probabilities: bool = False,
+        scratch: str | Path | None = None,
+        progress: bool = False,
+    ) -> Maps: ...
+    def check(self, inference: Inference) -> None: ...  # noqa: D102
+
+
 def _check_random(engine: Engine) -> None:
     if engine.converts:
         raise error(
@@ -336,13 +372,14 @@ def subject_digest(case: Case) -> str:
     return hashlib.sha256(f"mrseg {case.subject}".encode()).hexdigest()[:16]
 
 
-def trained_on(segmenter: Segmenter, cases: Sequence[Case]) -> list[str]:
-    """Names of the subjects of ``cases`` that the segmenter, or one it came from, was trained on."""
+def trained_on(segmenter: Asked, cases: Sequence[Case]) -> list[str]:
+    """Names of the subjects of ``cases`` that it, a member of it, or one these came from was trained on."""
     seen: set[str] = set()
-    provenance: dict[str, Any] | None = segmenter.provenance
-    while provenance:
-        seen |= set(provenance.get("subject_digests", ()))
-        provenance = provenance.get("source")
+    pending: list[dict[str, Any] | None] = [segmenter.provenance]
+    while pending:
+        if provenance := pending.pop():
+            seen |= set(provenance.get("subject_digests", ()))
+            pending += [provenance.get("source"), *provenance.get("members", ())]
     return sorted({case.subject for case in cases if subject_digest(case) in seen})
 
 
