@@ -341,6 +341,11 @@ reported at the end, the others go on, and the exit code is 1. The same command 
 
   mrseg predict --segmenter runs/t2/segmenter --data bids --output derivatives/mrseg --uncertainty entropy
 
+Several networks together (slices of three planes, folds), by the mean of their probabilities:
+
+  mrseg predict --segmenter runs/coronal/segmenter runs/axial/segmenter runs/sagittal/segmenter \\
+      --input t1.nii.gz --output t1_dseg.nii.gz
+
 On a cluster: start `dask scheduler`, and workers (`dask worker ADDRESS --nthreads 1`) that see the same
 folders, then add --scheduler ADDRESS. So for `mrseg prepare`.
 """
