@@ -15,6 +15,7 @@ from scipy import ndimage
 import mrseg
 from mrseg._checks import InputError
 from mrseg.cli import main
+from mrseg.data import phantom
 from mrseg.data.cases import Case, write_cases
 from mrseg.data.io import read_labels, read_sidecar, write_labels, write_volume
 from mrseg.data.patches import PLANES, Sampling
@@ -396,6 +397,22 @@ def test_subjects_that_any_member_or_its_source_has_seen_are_refused(tmp_path):
             with pytest.raises(InputError, match=f"not trained on.*{one.subject}"):
                 evaluate(both, [one])
         assert evaluate(both, [one], seen_too=True)
+
+
+def test_labels_of_another_sequence_come_from_the_mean(tmp_path):
+    """Scans that lie on each other: what the ensemble says of one is the label of the other."""
+    head = phantom.head(6, shape=(24, 24, 20))
+    images = {sequence: tmp_path / f"{sequence}.nii.gz" for sequence in ("T1w", "T2w")}
+    for sequence, path in images.items():
+        write_volume(path, *phantom.mr_image(head, sequence))
+    both = mrseg.Ensemble([segmenter(linear(share), sequence="T1w") for share in (1.0, 0.5)])
+    (made,) = mrseg.pseudo_label(
+        both, [Case("s1", images)], tmp_path / "out", sequence="T2w", labels_from="T1w", progress=False
+    )
+    labels = read_labels(made.labels["T2w"])[0]
+    judged = labels != 255
+    np.testing.assert_array_equal(labels[judged], both.predict(images["T1w"]).labels[judged])
+    assert 0 < labels[judged].mean() < 1 and judged.mean() > 0.9
 
 
 @pytest.fixture
