@@ -70,7 +70,7 @@ def segment(
     Raises:
         InputError: a scan that cannot be read or normalised; answers that are no probabilities.
     """
-    volume = scan if isinstance(scan, tuple) else read_volume(_path(scan))
+    volume = read_scan(scan)
     array = np.asarray(volume[0])
     if array.ndim != 3 or array.dtype.kind not in "biuf":
         raise error("A scan has three axes (x, y, z) of real numbers.", f"{array.dtype} {array.shape}")
@@ -92,11 +92,21 @@ def segment(
         slabs, (image.shape, affine), native, num_classes=classes, uncertainty=inference.uncertainty,
         probabilities=probabilities, scratch=scratch,
     )  # fmt: skip
-    if steps.postprocessing == Postprocessing():
+    return cleaned(maps, steps.postprocessing)
+
+
+def read_scan(scan: str | Path | Volume) -> Volume:
+    """The scan of a file, or the pair itself."""
+    return scan if isinstance(scan, tuple) else read_volume(_path(scan))
+
+
+def cleaned(maps: Maps, postprocessing: Postprocessing) -> Maps:
+    """The same with its label map cleaned up, in RAS+; probabilities and uncertainty stay."""
+    if postprocessing == Postprocessing():
         return maps
     labels, turned = to_canonical((maps.labels, maps.affine))
-    cleaned = steps.postprocessing(labels, voxel_sizes(turned))
-    return dataclasses.replace(maps, labels=from_canonical(cleaned, *native))
+    labels = postprocessing(labels, voxel_sizes(turned))
+    return dataclasses.replace(maps, labels=from_canonical(labels, maps.labels.shape, maps.affine))
 
 
 def needed_mb(steps: Steps, native: Grid, *, inference: Inference, probabilities: bool = False) -> float:
