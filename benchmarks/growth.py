@@ -41,15 +41,15 @@ from mrseg.theme import FAINT, INK, headline, new_figure, plain_axes, to_svg
 
 COLOURS = ("blue", "vermillion", "green", "purple", "orange", "sky")
 VOLUMES = (
-    (32, 32, 32), (48, 48, 48), (64, 64, 64), (96, 96, 64), (128, 128, 96), (160, 160, 128), (192, 192, 160),
-    (256, 256, 192),
+    (32, 32, 32), (48, 48, 48), (64, 64, 64), (80, 80, 64), (96, 96, 80), (128, 128, 96), (160, 160, 128),
+    (192, 192, 160),
 )  # fmt: skip
 #: A step of training takes far more memory a voxel than anything else.
 PATCHES = (
     (16, 16, 16), (32, 16, 16), (32, 32, 16), (32, 32, 32), (64, 32, 32), (64, 64, 32), (64, 64, 64),
     (128, 64, 64),
 )  # fmt: skip
-COHORTS = (1, 2, 4, 8, 16, 32, 48, 64)
+COHORTS = (1, 2, 4, 6, 8, 12, 16, 24)
 SMALL = (32, 32, 24)
 NAMES = ("air", "soft", "bone")
 #: work -> exponents of time and of memory that it should have

@@ -17,6 +17,7 @@ from mrseg._checks import InputError, choice, error
 from mrseg.engines import FILES, Engine, package
 from mrseg.forward import compile_forward
 from mrseg.models.batch_norm import BatchNormalization
+from mrseg.models.layers import SpatialRecalibration
 from mrseg.passes import Forward
 from mrseg.quantization import Ranges, quantize
 
@@ -112,17 +113,30 @@ def fingerprint(model: keras.Model) -> int:
 
 
 def _plain(model: keras.Model) -> keras.Model:
-    """A copy without mixed precision, and with Keras' own norm, whose parts the converters fold."""
+    """A copy without mixed precision, of layers that the converters know best."""
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        kind = type(layer)
-        if kind is BatchNormalization:
-            kind = keras.layers.BatchNormalization
+        kind = _AS_CONVERTED.get(type(layer), type(layer))
         return kind.from_config(layer.get_config() | {"dtype": "float32"})
 
     copied = keras.models.clone_model(model, clone_function=clone, recursive=True)
     copied.set_weights(model.get_weights())
     return copied
+
+
+class _Convolved(SpatialRecalibration):
+    """The same as a convolution; the product of matrices costs OpenVINO a turn of the axes and back."""
+
+    def call(self, x: Any) -> Any:
+        kernel = keras.ops.reshape(self.kernel, (1,) * (len(x.shape) - 2) + (-1, 1))
+        return x * keras.ops.sigmoid(keras.ops.conv(x, kernel, data_format="channels_last") + self.bias)
+
+
+#: Layer -> what stands for it: of Keras' own norm the parts are folded into convolutions.
+_AS_CONVERTED = {
+    BatchNormalization: keras.layers.BatchNormalization,
+    SpatialRecalibration: _Convolved,
+}
 
 
 def _graph(model: keras.Model, batch_shape: tuple[int, ...]) -> tuple[Any, str]:
