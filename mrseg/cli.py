@@ -74,6 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logging.getLogger(__name__).exception("where it happened")
         print(f"mrseg: error: {' '.join(str(reason).split())}", file=sys.stderr)
         return 2
+    except MemoryError as reason:
+        said = " ".join(str(reason).split()) or "no room for more"
+        print(
+            f"mrseg: error: The work fits into the memory. Received: {said}. End other programs, or ask for "
+            "less: fewer --workers, a smaller --batch-size; for a training --cache, a smaller "
+            "training.batch_size.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("mrseg: stopped; start the same command again to go on.", file=sys.stderr)
         return 130

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import nibabel as nib
 
 from mrseg import __version__
 from mrseg._checks import InputError, error
-from mrseg._files import atomic_file, checksum, writable_folder
+from mrseg._files import atomic_file, checksum, clear_abandoned, partial_folder, writable_folder
 from mrseg.data.geometry import Volume, to_canonical, voxel_sizes
 from mrseg.data.io import (
     nifti_path,
@@ -31,6 +30,7 @@ from mrseg.data.io import (
 )
 from mrseg.data.labels import write_label_table
 from mrseg.data.scans import Scan, find_scans
+from mrseg.data.writing import disown
 from mrseg.derivatives import describe, generated_by, write_json
 from mrseg.engines import Engine
 from mrseg.jobs import LOST, check_shared, run_jobs
@@ -136,6 +136,7 @@ def predict_cohort(
     if output.resolve() == Path(data).resolve():
         raise error("Derivatives go into a folder of their own.", output)
     describe(output, "mrseg: segmentations")
+    clear_abandoned(output)
     # Workers elsewhere may have been started in another folder.
     folder = output.absolute()
     scans = [dataclasses.replace(scan, path=scan.path.absolute()) for scan in scans]
@@ -174,8 +175,8 @@ def _network(segmenter: Segmenter, output: Path, elsewhere: bool) -> Iterator[Se
     if not elsewhere:
         yield segmenter
         return
-    with tempfile.TemporaryDirectory(prefix=".segmenter.", suffix=".partial", dir=output) as folder:
-        yield segmenter.save(Path(folder))
+    with partial_folder(output / "segmenter") as folder:
+        yield segmenter.save(folder / "segmenter")
 
 
 @functools.lru_cache(maxsize=1)
@@ -236,6 +237,7 @@ def _write(
         progress=progress,
     )
     names = segmenter.class_names
+    disown(files["labels"])
     if maps.probabilities is not None:
         write_json(
             sidecar_path(files["probabilities"]), {"LabelMap": list(names), "GeneratedBy": generated_by()}

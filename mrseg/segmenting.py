@@ -19,6 +19,7 @@ from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
 from mrseg.inference import LARGEST_MULTIPLE, Slab, predict_slabs, whole
 from mrseg.maps import Maps, collect, memory_mb
+from mrseg.memory import check_memory
 from mrseg.passes import Forward, Inference
 from mrseg.postprocess import Postprocessing
 
@@ -79,6 +80,12 @@ def segment(
         log.warning("the scan holds a few whole numbers alone: is it a label map?")
     estimate = needed_mb(steps, native, inference=inference, probabilities=probabilities and scratch is None)
     log.info("at most %.0f MB besides the network and what computes it", estimate)
+    check_memory(
+        estimate,
+        "A scan's maps",
+        "Take a coarser scan or a machine with more memory; patches (not extent='whole', --whole), a smaller "
+        "--batch-size and no --uncertainty need less, in Python also scratch=.",
+    )
     image, affine = steps.preprocessing.image(volume)
     forward, sampling = compiled(image.shape, inference)
     classes = len(steps.class_names)
