@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mrseg.data.io import (
     scan_files,
     scan_name,
     sidecar_path,
+    volume_header,
     write_labels,
     write_volume,
 )
@@ -35,6 +36,7 @@ from mrseg.derivatives import describe, generated_by, write_json
 from mrseg.engines import Engine
 from mrseg.jobs import LOST, check_shared, run_jobs
 from mrseg.maps import Maps
+from mrseg.memory import check_memory
 from mrseg.passes import DEFAULT, Inference
 from mrseg.pictures import overlay, save_png
 from mrseg.segmenter import Segmenter
@@ -141,6 +143,8 @@ def predict_cohort(
     folder = output.absolute()
     scans = [dataclasses.replace(scan, path=scan.path.absolute()) for scan in scans]
     origin = {"sequence": sequence, **_origin(segmenter, inference)}
+    if workers > 1 and not scheduler:
+        _check_memory(segmenter, scans, inference, min(workers, len(scans)))
     with _network(segmenter, folder, workers > 1 or bool(scheduler)) as network:
         task = _Task(
             network, segmenter.batch_size, segmenter.computing, folder, inference, probabilities, origin
@@ -167,6 +171,15 @@ class _Task:
 
     def labels(self, scan: Scan) -> Path:
         return self.output / scan.folder / f"{scan.stem}_desc-mrseg_dseg.nii.gz"
+
+
+def _check_memory(segmenter: Segmenter, scans: Sequence[Scan], inference: Inference, workers: int) -> None:
+    """Refuses so many processes at once if the largest scan's maps, so many times, cannot fit."""
+    largest = 0.0
+    for scan in scans:
+        with suppress(InputError, OSError):  # told when it is read
+            largest = max(largest, segmenter.memory_mb(volume_header(scan.path), inference=inference))
+    check_memory(workers * largest, f"The maps of {workers} scans at once", "Take fewer --workers.")
 
 
 @contextmanager
