@@ -4,7 +4,7 @@
     python benchmarks/engines.py --dice --output docs/results/engines_dice.csv
 
 Every method lives in a process of its own; a ratio is its seconds / those of the first method (openvino in
-bfloat16 where the machine can, else in float32) within one round. The peer has mrseg's weights, channels
+int8 where the machine can) within one round. The peer has mrseg's weights, channels
 last, no gradients, glibc's allocator told to keep memory, and its best-known way: MONAI's
 `sliding_window_inference` for volumes, batches of slices for 2-D networks. Both blend evenly, so that they
 give the same probabilities: float32 is checked to 1e-3 before anything is timed.
@@ -16,6 +16,7 @@ precision, in patches and in one pass over the whole volume. Speed is that of wi
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ WORK: dict[str, tuple[dict[str, Any], tuple[int, int, int], float, int, int]] = 
     "vgg_fcn": ({}, (256, 256, 1), 0.0, 1, 4),
 }
 HEADS = (4242, 4243, 4244)
+CALIBRATION = (1, 2, 3)
 WEIGHTS = "phantom_t1_se_unet3d"
 
 
@@ -51,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(options.threads)  # the workers inherit it
 
-    low = bfloat16()
+    low = [precision for precision in ("int8", "bfloat16") if runs(precision)]
     if options.dice:
         write_csv(scored(low), options.output)
         return
@@ -61,41 +63,42 @@ def main() -> None:
     write_csv(table, options.output)
 
 
-def bfloat16() -> bool:
-    """Whether bfloat16 runs here; PyTorch's ends its process where OpenVINO's does."""
+def runs(precision: str) -> bool:
+    """Whether the precision runs here; PyTorch's bfloat16 ends its process where OpenVINO's does."""
     from mrseg._checks import InputError
     from mrseg.engines import Engine
 
     try:
-        Engine("openvino", "bfloat16").check()
+        Engine("openvino", precision).check()
     except InputError as reason:
-        print(f"no bfloat16: {reason}")
+        print(f"no {precision}: {reason}")
         return False
     return True
 
 
 def compared(
-    network: str, shape: tuple[int, ...], low: bool, number: int, threads: int
+    network: str, shape: tuple[int, ...], low: list[str], number: int, threads: int
 ) -> list[dict[str, Any]]:
     """Rows of one network: every engine and precision, patches and whole, and the peer."""
     import rounds
     import twin
 
-    low_precisions = ("bfloat16",) if low else ()
+    precisions = [*low, "float32"]
     wanted = {
-        **{f"openvino {p}": ("openvino", p, "patch") for p in (*low_precisions, "float32")},
+        **{f"openvino {p}": ("openvino", p, "patch") for p in precisions},
         "tensorflow float32": ("tensorflow", "float32", "patch"),
         "onnx float32": ("onnx", "float32", "patch"),
     }
     if network == "se_unet3d":
-        wanted |= {f"openvino {p}, whole": ("openvino", p, "whole") for p in (*low_precisions, "float32")}
+        wanted |= {f"openvino {p}, whole": ("openvino", p, "whole") for p in precisions}
     methods = {
         name: rounds.Worker("engines:ours", network, shape, *how, threads) for name, how in wanted.items()
     } | {
         f"PyTorch {p}": rounds.Worker(
             "engines:peer", network, shape, p, threads, variables=twin.TUNED_ALLOCATOR
         )
-        for p in ("float32", *low_precisions)
+        for p in precisions
+        if p != "int8"
     }
     try:
         answers = {
@@ -166,13 +169,28 @@ def ours(
     _, _, overlap, neighbours, batch = WORK[network]
     model, volume = model_of(network, shape), image(shape)
     sampling = Sampling(patch_of(network, shape), overlap, neighbours=neighbours)
+    ranges = calibrated(model, volume, sampling) if precision == "int8" else None
     if extent == "whole":
         model = for_volume(model, shape)
         sampling, batch = whole(sampling, shape), 1
     chosen = Engine(engine, precision, None if engine == "tensorflow" else threads)
-    forward = compile_engine(model, (batch, *sampling.input_shape), chosen)
+    forward = compile_engine(model, (batch, *sampling.input_shape), chosen, ranges)
     asked = Inference(blending="constant", batch_size=batch)
     return lambda: predict_probabilities(forward, volume, sampling, num_classes=CLASSES, inference=asked)
+
+
+def calibrated(model: Any, volume: np.ndarray, sampling: Any) -> dict[str, tuple[float, float]]:
+    """Ranges of one patch, enough for timing."""
+    import tempfile
+
+    from mrseg.data.patches import cut_input
+    from mrseg.graphs import convert
+    from mrseg.quantization import Calibrator
+
+    with tempfile.TemporaryDirectory() as folder:
+        watched = Calibrator(convert(model, (1, *sampling.input_shape), "openvino", folder))
+    watched(cut_input(volume, np.zeros(3, int), sampling)[None])
+    return watched.ranges
 
 
 def peer(network: str, shape: tuple[int, ...], precision: str, threads: int) -> Callable[[], np.ndarray]:
@@ -214,7 +232,7 @@ def peer(network: str, shape: tuple[int, ...], precision: str, threads: int) -> 
     return slide
 
 
-def scored(low: bool) -> list[dict[str, Any]]:
+def scored(low: list[str]) -> list[dict[str, Any]]:
     """Mean Dice over classes and heads of the trained weights, per engine, precision and extent."""
     from machine import processor
 
@@ -222,13 +240,19 @@ def scored(low: bool) -> list[dict[str, Any]]:
     from mrseg.data import phantom
     from mrseg.passes import Inference
 
-    heads = [phantom.head(seed, shape=(160, 192, 140)) for seed in HEADS]
-    scans = [(phantom.mr_image(head, "T1w"), phantom.attenuation_labels(head)) for head in heads]
+    def scans_of(seeds: tuple[int, ...]) -> list[Any]:
+        heads = [phantom.head(seed, shape=(160, 192, 140)) for seed in seeds]
+        return [(phantom.mr_image(head, "T1w"), phantom.attenuation_labels(head)) for head in heads]
+
+    scans = scans_of(HEADS)
+    ranges = mrseg.Segmenter.load(WEIGHTS).calibrated([scan for scan, _ in scans_of(CALIBRATION)]).calibration
     ways = [("tensorflow", "float32"), ("openvino", "float32"), ("onnx", "float32")]
     table: list[dict[str, Any]] = []
     known: dict[str, float] = {}
-    for engine, precision in [*ways, ("openvino", "bfloat16")] if low else ways:
-        segmenter = mrseg.Segmenter.load(WEIGHTS, engine=engine, precision=precision)
+    for engine, precision in [*ways, *(("openvino", precision) for precision in low)]:
+        segmenter = dataclasses.replace(
+            mrseg.Segmenter.load(WEIGHTS), calibration=ranges, engine=engine, precision=precision
+        )
         classes = range(len(segmenter.class_names))
         for extent in ("patch", "whole"):
             found = []

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mrseg import __version__
-from mrseg._checks import InputError, error, existing_folder
+from mrseg._checks import InputError, error
 from mrseg.commands import add_commands, add_workers
 from mrseg.scan_commands import add_scan_commands
+from mrseg.segmenter_commands import add_segmenter_commands
 from mrseg.study_commands import add_study_commands
 
 TOP = """\
@@ -32,6 +33,7 @@ Segment MR scans of the head, and carry a network from one MR sequence to anothe
   mrseg study phantom_transfer --output runs/study   every experiment of a paper, with its tables
   mrseg recipes                                      what can be trained
   mrseg weights                                      what is trained already
+  mrseg calibrate --segmenter runs/t2/segmenter --input t2.nii.gz --output runs/t2/fast     for int8 on a CPU
   mrseg export --segmenter runs/t2/segmenter --format onnx --output exports/t2      for other programs
 
 Without a network:
@@ -239,22 +241,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_engine(evaluate)
 
-    export = command("export", _export, "write a segmenter's network for OpenVINO or ONNX Runtime", EXPORT)
-    _add_segmenter(export)
-    export.add_argument("--format", required=True, choices=("openvino", "onnx"), help="who is to read it")
-    export.add_argument("--output", type=Path, required=True, help="folder for the network and its card")
-    export.add_argument("--batch-size", type=int, help="patches in one call, fixed (default: 2)")
-
     recipes = command("recipes", _recipes, "list the recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this one")
 
-    weights = command("weights", _weights, "list trained weights, import or export them", WEIGHTS)
-    weights.add_argument("name", nargs="?", help="print the card of these (or import under this name)")
-    weights.add_argument("--full", action="store_true", help="print the whole card, as JSON")
-    moves = weights.add_mutually_exclusive_group()
-    moves.add_argument("--import", dest="source", type=Path, metavar="PATH", help="segmenter folder or .zip")
-    moves.add_argument("--export", dest="archive", type=Path, metavar="ZIP", help="pack the named weights")
-
+    add_segmenter_commands(command)
     add_study_commands(command)
     add_commands(command)
     add_scan_commands(command)
@@ -273,8 +263,9 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         help="who computes (pip install 'mrseg[openvino]' or 'mrseg[onnx]'; default: tensorflow)",
     )  # fmt: skip
     parser.add_argument(
-        "--precision", default="float32", choices=("float32", "bfloat16"),
-        help="bfloat16 is faster with openvino on processors with AMX (default: float32)",
+        "--precision", default="float32", choices=("float32", "bfloat16", "int8"),
+        help="with openvino: int8, the fastest, after `mrseg calibrate`; bfloat16 for processors with AMX "
+        "(default: float32)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, help="of openvino and onnx (default: all cores)")
 
@@ -316,19 +307,6 @@ options as for `mrseg train`.
       --data prepared/cohort.tsv --output runs/t2
 """
 
-WEIGHTS = """\
-Weights load by name: mrseg.Segmenter.load("phantom_t1_unet"), --from phantom_t1_unet, --segmenter ... .
-They lie in the folder that MRSEG_WEIGHTS names (default: ~/.mrseg/weights); small ones trained on synthetic
-T1-w heads come with mrseg. Nothing is ever downloaded.
-
-  mrseg weights                                           list
-  mrseg weights phantom_t1_unet                           the card: data, recipe, licence, figures
-  mrseg weights phantom_t1_unet --full                    all of it, as JSON
-  mrseg weights ward7_t1 --import runs/t1/segmenter       keep a trained segmenter under a name
-  mrseg weights ward7_t1 --export ward7_t1.zip            pack it to hand on
-  mrseg weights ward7_t1 --import ward7_t1.zip            on the other machine
-"""
-
 PREDICT = """\
 One scan:
 
@@ -341,13 +319,6 @@ reported at the end, the others go on, and the exit code is 1. The same command 
 
 On a cluster: start `dask scheduler`, and workers (`dask worker ADDRESS --nthreads 1`) that see the same
 folders, then add --scheduler ADDRESS. So for `mrseg prepare`.
-"""
-
-EXPORT = """\
-The folder holds the network in batches of a fixed shape, export.json (classes, preparation, patches, origin)
-and a README on axes, input and output. mrseg.Exported.load("exports/t2") runs it without TensorFlow.
-
-  mrseg export --segmenter runs/t2/segmenter --format openvino --output exports/t2
 """
 
 EVALUATE = """\
@@ -498,56 +469,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         seen_too=options.seen_too or options.split != "test",
     )
     print(f"\n{text}\n\nreport: {options.output / 'report.html'}")
-
-
-def _export(options: argparse.Namespace) -> None:
-    from mrseg.segmenter import Segmenter
-
-    if options.batch_size is not None and options.batch_size < 1:
-        raise error("--batch-size is 1 or more.", options.batch_size)
-    segmenter = Segmenter.load(options.segmenter)
-    print(f"export: {segmenter.export(options.output, format=options.format, batch_size=options.batch_size)}")
-
-
-def _weights(options: argparse.Namespace) -> None:
-    import json
-
-    from mrseg import store
-    from mrseg.cards import card_lines
-    from mrseg.formats import to_text
-    from mrseg.tables import table
-
-    if options.source:
-        from mrseg.segmenter import Segmenter
-
-        stored = store.import_weights(options.source, options.name or "", check=Segmenter.load)
-        print(f"stored: {stored.name} in {stored.folder}")
-    elif options.archive:
-        if not options.name:
-            raise error("--export needs the name of the weights.", "none", "See `mrseg weights`.")
-        print(f"archive: {store.export_weights(options.name, options.archive)}")
-    elif options.name:
-        folder = existing_folder(store.find(options.name))
-        card = store.read_card(folder)
-        print(
-            json.dumps(card, indent=2, ensure_ascii=False)
-            if options.full
-            else "\n".join(card_lines(folder, card))
-        )
-    else:
-        rows = [
-            {
-                "name": stored.name,
-                "sequence": stored.card["sequence"],
-                "classes": ", ".join(stored.card["class_names"]),
-                "network": stored.builder,
-                "from": "mrseg" if stored.built_in else "store",
-            }
-            for stored in store.list_weights()
-        ]
-        print(
-            to_text(table(rows, caption=f"Weights in {store.store_folder()} and those that come with mrseg."))
-        )
 
 
 def _recipes(options: argparse.Namespace) -> None:

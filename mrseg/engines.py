@@ -22,7 +22,7 @@ from mrseg._checks import choice, error
 from mrseg.passes import Forward
 
 ENGINES = ("tensorflow", "openvino", "onnx")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 #: Engine -> the file that its network is written to (OpenVINO's weights lie beside it, ``network.bin``).
 FILES = {"openvino": "network.xml", "onnx": "network.onnx"}
 
@@ -35,13 +35,14 @@ class Engine:
         name: ``tensorflow`` is Keras as it is (also on its JAX backend), in the types that the network was
             built with; ``openvino`` and ``onnx`` convert the network and need
             ``pip install 'mrseg[openvino]'`` or ``'mrseg[onnx]'``.
-        precision: ``float32``, or ``bfloat16`` (8 binary digits instead of 24), which OpenVINO alone offers:
-            faster where the processor multiplies matrices in it (AMX).
+        precision: ``float32``, or of OpenVINO alone ``bfloat16`` (8 binary digits instead of 24; faster where
+            the processor multiplies matrices in it, AMX) and ``int8`` (whole numbers of 8 bits, after a
+            calibration, `mrseg.quantization`; faster on processors with VNNI too).
         threads: of the processor; None takes all of its cores. TensorFlow takes the number from the
             environment variable TF_NUM_INTRAOP_THREADS when it starts.
 
     Raises:
-        InputError: an unknown engine or precision; bfloat16 or threads with an engine that takes none.
+        InputError: an unknown engine or precision; bfloat16, int8 or threads with an engine that takes none.
     """
 
     name: str = "tensorflow"
@@ -53,8 +54,8 @@ class Engine:
         choice("precision", self.precision, PRECISIONS)
         if self.precision != "float32" and self.name != "openvino":
             raise error(
-                "bfloat16 is offered by the engine openvino alone.",
-                f"{self.precision} with the engine {self.name}",
+                f"{self.precision} is offered by the engine openvino alone.",
+                f"the engine {self.name}",
                 "Take engine='openvino', --engine openvino, or float32.",
             )
         if self.threads is None:
@@ -81,8 +82,8 @@ class Engine:
         """Raises InputError where it is not installed, or this processor cannot compute in its precision."""
         if self.converts:
             package(self.name)
-        if self.precision == "bfloat16":
-            _check_bfloat16()
+        if self.precision != "float32":
+            _check_precision(self.precision)
 
     def forward(self, file: str | Path) -> Forward:
         """The network of a file as one call.
@@ -95,7 +96,7 @@ class Engine:
             float32 output (batch, *patch, classes).
 
         Raises:
-            InputError: the engine is not installed, or the processor has no bfloat16.
+            InputError: the engine is not installed, or the processor cannot compute in the precision.
         """
         self.check()
         return _READERS[self.name](Path(file), self)
@@ -124,7 +125,8 @@ def _read_openvino(file: Path, engine: Engine) -> Forward:
     core = openvino.Core()
     settings: dict[str, Any] = {
         # Named in any case: left to itself, OpenVINO computes in bfloat16 where the processor can.
-        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[engine.precision],
+        # Where a file's numbers are laid over int8, that stands in the file; the rest of it is float32.
+        "INFERENCE_PRECISION_HINT": "bf16" if engine.precision == "bfloat16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
     if engine.threads is not None:
@@ -154,34 +156,44 @@ _READERS: dict[str, Callable[[Path, Engine], Forward]] = {
     "onnx": _read_onnx,
 }
 
-#: A convolution in bfloat16; where the machine announces matrix units that it does not have, this ends the
-#: process that asks.
+#: A convolution in the precision; where the machine announces matrix units that it does not have, this ends
+#: the process that asks.
 _TRIAL = """
 import numpy as np, openvino, openvino.opset13 as ops
+number = lambda value: ops.constant(np.full([1] * 5, value, np.float32))
+ends = lambda least: [number(least), number(1)] * 2
+steps = lambda values, least: ops.fake_quantize(values, *ends(least), 255)
+precision = {precision!r}
 image = ops.parameter([1, 32, 8, 8, 8], np.float32)
-conv = ops.convolution(image, ops.constant(np.ones((32, 32, 3, 3, 3), np.float32)), [1] * 3, [1] * 3, [1] * 3, [1] * 3)
-model = openvino.Model([conv], [image])
-compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+kernel = ops.constant(np.ones((32, 32, 3, 3, 3), np.float32))
+into, kernel = (steps(image, 0), steps(kernel, -1)) if precision == "int8" else (image, kernel)
+conv = ops.convolution(into, kernel, [1] * 3, [1] * 3, [1] * 3, [1] * 3)
+hint = {{"INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32"}}
+compiled = openvino.Core().compile_model(openvino.Model([conv], [image]), "CPU", hint)
 compiled(np.ones((1, 32, 8, 8, 8), np.float32))
-"""  # noqa: E501
+"""
+_CAPABILITIES = {"bfloat16": "BF16", "int8": "INT8"}  # as OpenVINO calls them
 
 
 @functools.cache
-def _check_bfloat16() -> None:
-    """Refuses a processor without bfloat16, and one whose bfloat16 ends the process (tried in another)."""
+def _check_precision(precision: str) -> None:
+    """Refuses a processor without it, and one on which it ends the process (tried in another)."""
     able = package("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if "BF16" not in able:
+    if _CAPABILITIES[precision] not in able:
         raise error(
-            "bfloat16 needs a processor that computes in it.", f"one with {', '.join(able)}", "Take float32."
+            f"{precision} needs a processor that computes in it.",
+            f"one with {', '.join(able)}",
+            "Take float32.",
         )
     tried = subprocess.run(
-        [sys.executable, "-c", _TRIAL], capture_output=True, encoding="utf-8", errors="replace"
-    )
+        [sys.executable, "-c", _TRIAL.format(precision=precision)],
+        capture_output=True, encoding="utf-8", errors="replace",
+    )  # fmt: skip
     if tried.returncode:
         said = (tried.stderr.strip().splitlines() or [""])[-1]
         how = f"signal {-tried.returncode}" if tried.returncode < 0 else said
         raise error(
-            "bfloat16 needs a machine whose matrix units (AMX) work.",
+            f"{precision} needs a machine whose matrix units (AMX) work.",
             f"one on which a trial of it ended with {how}",
             "Take float32, or set ONEDNN_MAX_CPU_ISA=AVX10_1_512 before the program starts (no AMX).",
         )

@@ -53,22 +53,33 @@ class Exported:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: str | Path, *, precision: str = "float32", threads: int | None = None) -> Exported:
+    def load(
+        cls, folder: str | Path, *, precision: str | None = None, threads: int | None = None
+    ) -> Exported:
         """Reads a folder that `Segmenter.export` wrote.
 
         Args:
             folder: of the export.
-            precision: ``float32``, or ``bfloat16`` with an export for openvino.
+            precision: None takes the export's own, ``float32`` or ``int8``; an export for openvino in float32
+                can be run in ``bfloat16``.
             threads: of the processor; None takes all cores.
 
         Raises:
             FileNotFoundError: the folder or a part of it is missing.
-            InputError: a damaged card or network; the engine is not installed.
+            InputError: a damaged card or network; the engine is not installed; int8 asked of an export in
+                float32, or the other way round.
         """
         folder = existing_folder(folder)
         card = _read_card(folder)
         parts = parts_of(card, folder / CARD)
-        engine = Engine(card["format"], precision, threads)
+        own = card.get("precision", "float32")
+        if precision is not None and "int8" in {own, precision} and own != precision:
+            raise error(
+                "int8 is decided when a network is exported.",
+                f"an export in {own}, to be run in {precision}",
+                f"Leave the precision out, or export again with --precision {precision}.",
+            )
+        engine = Engine(card["format"], precision or own, threads)
         return cls(engine.forward(folder / FILES[engine.name]), batch_size=card["input_shape"][0], **parts)
 
     def __call__(self, scan: str | Path | Volume, *, progress: bool = False) -> nib.Nifti1Image:
@@ -119,6 +130,7 @@ def write_export(
     folder: str | Path,
     card: Mapping[str, Any],
     format: str,
+    precision: str,
     input_shape: tuple[int, ...],
     write: Callable[[Path], Path],
 ) -> Path:
@@ -128,6 +140,7 @@ def write_export(
         folder: new, empty, or of an export that it replaces.
         card: what the segmenter's card says.
         format: ``openvino`` or ``onnx``.
+        precision: ``float32`` or ``int8``.
         input_shape: (batch, *patch, channels).
         write: puts the network into a folder and returns its file.
 
@@ -142,6 +155,7 @@ def write_export(
         written = {
             **card,
             "format": format,
+            "precision": precision,
             "input_shape": list(input_shape),
             "network_sha256": checksum(_network_files(temporary)),
         }
@@ -190,6 +204,7 @@ def _readme(card: Mapping[str, Any], file: str) -> str:
 `{file}` takes float32 of shape {tuple(shape)}: (batch, {axes}, channels), and gives probabilities of shape
 (batch, the same axes, {len(card["class_names"])} classes).
 
+- Its convolutions compute in {card["precision"]}.
 - Axes x, y, z are those of RAS+: to the right, to the front, to the top. One patch is {tuple(patch)} voxels
   (a 1 is the axis across slices); channels beyond one are neighbouring slices, in their order.
 - Preparation of a scan ({CARD}, `preprocessing`): {preparation}.

@@ -6,45 +6,57 @@ import logging
 import tempfile
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from mrseg._checks import choice, error
+from mrseg._checks import InputError, choice, error
 from mrseg.engines import FILES, Engine, package
 from mrseg.forward import compile_forward
 from mrseg.models.batch_norm import BatchNormalization
 from mrseg.passes import Forward
+from mrseg.quantization import Ranges, quantize
 
 _INPUT = "image"
 _OPSET = 18  # of ONNX; the converter's newest
 
 
-def compile_engine(model: keras.Model, batch_shape: tuple[int, ...], engine: Engine) -> Forward:
+def compile_engine(
+    model: keras.Model, batch_shape: tuple[int, ...], engine: Engine, ranges: Ranges | None = None
+) -> Forward:
     """One forward pass of a fixed shape on an engine: `mrseg.forward.compile_forward`, or a converted copy.
 
     Args:
         model: network with one input.
         batch_shape: (batch, *patch, channels).
         engine: who computes. Other than TensorFlow, it keeps the weights of this moment.
+        ranges: of a calibration, which int8 needs.
 
     Returns:
         Function from a float32 array of ``batch_shape`` to the network's float32 output.
 
     Raises:
-        InputError: the engine is not installed; the network cannot be converted.
+        InputError: the engine is not installed; the network cannot be converted; ranges of other weights.
     """
     if not engine.converts:
         return compile_forward(model, batch_shape)
     engine.check()
     with tempfile.TemporaryDirectory() as folder:
-        return engine.forward(convert(model, batch_shape, engine.name, folder))
+        ranges = ranges if engine.precision == "int8" else None
+        return engine.forward(convert(model, batch_shape, engine.name, folder, ranges))
 
 
-def convert(model: keras.Model, batch_shape: tuple[int, ...], name: str, folder: str | Path) -> Path:
-    """Writes a network of a fixed input shape for an engine; it computes in float32 under any policy.
+def convert(
+    model: keras.Model,
+    batch_shape: tuple[int, ...],
+    name: str,
+    folder: str | Path,
+    ranges: Ranges | None = None,
+) -> Path:
+    """Writes a network of a fixed input shape for an engine, in float32 under any policy, or in int8.
 
     BatchNormalization becomes part of the convolution before it: in the ONNX file, and for OpenVINO when the
     file is read.
@@ -54,6 +66,7 @@ def convert(model: keras.Model, batch_shape: tuple[int, ...], name: str, folder:
         batch_shape: (batch, *patch, channels).
         name: ``openvino`` or ``onnx``.
         folder: an existing one, for ``network.xml`` and ``network.bin``, or ``network.onnx``.
+        ranges: of a calibration: the convolutions compute in int8 (openvino alone).
 
     Returns:
         The file to give to `mrseg.engines.Engine.forward`. Input and output have Keras' order of axes,
@@ -61,9 +74,10 @@ def convert(model: keras.Model, batch_shape: tuple[int, ...], name: str, folder:
 
     Raises:
         InputError: Keras runs on another backend than TensorFlow; the engine is not installed; the network
-            has a layer that the engine does not know.
+            has a layer that the engine does not know; ranges of other weights, or for onnx.
     """
     choice("format", name, FILES)
+    Engine(name, "float32" if ranges is None else "int8")  # refuses int8 for onnx
     if keras.backend.backend() != "tensorflow":
         raise error(
             "A network is converted by TensorFlow.",
@@ -76,8 +90,8 @@ def convert(model: keras.Model, batch_shape: tuple[int, ...], name: str, folder:
     file = Path(folder) / FILES[name]
     graph, output = _graph(_plain(model), batch_shape)
     try:
-        _WRITERS[name](graph, output, file)
-    except OSError:  # the disk's, not the converter's
+        _WRITERS[name](graph, output, file, ranges)
+    except (OSError, InputError):  # the disk's, not the converter's; ours
         raise
     except Exception as reason:  # whatever a converter raises: its types are its own
         said = " ".join(str(reason).split())[:200] or type(reason).__name__
@@ -129,7 +143,7 @@ def _graph(model: keras.Model, batch_shape: tuple[int, ...]) -> tuple[Any, str]:
     return traced.graph.as_graph_def(), traced.outputs[0].name
 
 
-def _write_openvino(graph: Any, output: str, file: Path) -> None:
+def _write_openvino(graph: Any, output: str, file: Path, ranges: Ranges | None) -> None:
     # Not openvino.convert_model, which reports its use to its makers.
     openvino = package("openvino")
     protobuf = file.with_suffix(".pb")
@@ -139,12 +153,14 @@ def _write_openvino(graph: Any, output: str, file: Path) -> None:
         # What only training needs dangles as further outputs.
         answer = read.output(output).get_node().input_value(0)
         network = openvino.Model([answer], read.get_parameters(), "network")
+        if ranges is not None:
+            quantize(network, ranges)
         openvino.save_model(network, file, compress_to_fp16=False)
     finally:
         protobuf.unlink()
 
 
-def _write_onnx(graph: Any, output: str, file: Path) -> None:
+def _write_onnx(graph: Any, output: str, file: Path, _: Ranges | None) -> None:
     tensorflow_log, converter_log = logging.getLogger("tensorflow"), logging.getLogger("tf2onnx")
     levels = tensorflow_log.level, converter_log.level
     with warnings.catch_warnings():
@@ -165,4 +181,7 @@ def _write_onnx(graph: Any, output: str, file: Path) -> None:
     file.write_bytes(made.SerializeToString())
 
 
-_WRITERS = {"openvino": _write_openvino, "onnx": _write_onnx}
+_WRITERS: dict[str, Callable[[Any, str, Path, Ranges | None], None]] = {
+    "openvino": _write_openvino,
+    "onnx": _write_onnx,
+}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ from mrseg.maps import Maps
 from mrseg.memory import check_memory
 from mrseg.passes import DEFAULT, Inference
 from mrseg.pictures import overlay, save_png
+from mrseg.quantization import Ranges
 from mrseg.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
@@ -306,8 +309,13 @@ def _origin(segmenter: Segmenter, inference: Inference) -> dict[str, Any]:
         "inference": inference.as_dict(),
         "engine": segmenter.engine,
         "precision": segmenter.precision,
+        "calibration": _checksum(segmenter.calibration) if segmenter.precision == "int8" else "",
         "segmenter": segmenter.provenance,
     }
+
+
+def _checksum(calibration: Ranges) -> str:
+    return f"{zlib.crc32(json.dumps(calibration, sort_keys=True).encode()):08x}"
 
 
 def _complete(files: Mapping[str, Path], origin: Mapping[str, Any]) -> bool:
@@ -331,6 +339,7 @@ def _complete(files: Mapping[str, Path], origin: Mapping[str, Any]) -> bool:
     same = all(known.get(key) == origin[key] for key in ("segmenter_digest", "inference", "input_sha256"))
     # Engines agree to the last digits of float32; another precision is another result.
     same = same and known.get("precision", "float32") == origin["precision"]
+    same = same and known.get("calibration", "") == origin["calibration"]
     return same and all(path.is_file() for path in files.values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 import keras
 import nibabel as nib
 import numpy as np
+from tqdm import tqdm
 
 import mrseg.models.blocks  # noqa: F401  (registers the layers that a network file may hold)
 from mrseg import store
@@ -32,6 +34,7 @@ from mrseg.maps import Maps
 from mrseg.models.batch_norm import use_fused_norms
 from mrseg.passes import BATCH_SIZE, DEFAULT, Forward, Inference
 from mrseg.postprocess import Postprocessing
+from mrseg.quantization import Calibrator, Ranges
 from mrseg.segmenting import needed_mb, parts_of, segment
 from mrseg.weight_files import check_weight_file
 
@@ -53,9 +56,10 @@ class Segmenter:
             Probabilities and uncertainty are those before it.
         batch_size: patches in one call of the network, a matter of memory and speed alone; not saved.
         engine: who computes: ``tensorflow``, ``openvino`` or ``onnx`` (`mrseg.engines.Engine`); not saved.
-        precision: ``float32``, or ``bfloat16`` with the engine openvino; not saved.
+        precision: ``float32``, or with the engine openvino ``bfloat16`` or ``int8``; not saved.
         threads: of openvino and onnx; None takes all cores; not saved.
         provenance: recipe, data, seed, versions: whatever explains the weights; plain JSON values.
+        calibration: what `calibrated` saw, which int8 needs.
 
     Example:
         >>> segmenter = mrseg.Segmenter.load("runs/demo/segmenter")
@@ -71,13 +75,19 @@ class Segmenter:
     crf: bool = False
     postprocessing: Postprocessing = Postprocessing()
     provenance: dict[str, Any] = field(default_factory=dict)
+    calibration: Ranges = field(default_factory=dict)
     batch_size: int = 2
     engine: str = "tensorflow"
     precision: str = "float32"
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _ = self.computing  # refuses what is no engine
+        if self.computing.precision == "int8" and not self.calibration:
+            raise error(
+                "int8 needs a segmenter that was calibrated on scans.",
+                "one that was not",
+                "Calibrate it: mrseg calibrate, Segmenter.calibrated.",
+            )
         channels = self.model.output_shape[-1]
         if channels != len(self.class_names):
             raise error(
@@ -128,7 +138,10 @@ class Segmenter:
                 f"{folder} ({' '.join(str(reason).split())[:300]})",
                 "Save it again with the version of mrseg that made it.",
             ) from None
-        return cls(model=model, **parts, engine=engine, precision=precision, threads=threads)
+        calibration = {key: (low, high) for key, (low, high) in card.get("calibration", {}).items()}
+        return cls(
+            model=model, **parts, calibration=calibration, engine=engine, precision=precision, threads=threads
+        )
 
     def save(self, folder: str | Path, *, weights_dtype: str = "float32") -> Path:
         """Writes the folder as a whole: ``segmenter.json`` and the network.
@@ -153,7 +166,48 @@ class Segmenter:
             (temporary / store.CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
         return folder
 
-    def export(self, folder: str | Path, *, format: str, batch_size: int | None = None) -> Path:
+    def calibrated(self, scans: Sequence[str | Path | Volume], *, progress: bool = False) -> Segmenter:
+        """The same segmenter for int8: a pass in float32 over scans shows which ranges its numbers take.
+
+        The ranges are saved with it. Numbers beyond them are cut off, so the scans should vary as those to
+        come do; three to five of them, of no test subject. Compare Dice before you rely on it.
+
+        Args:
+            scans: files, or pairs of (array (x, y, z) in any orientation, affine).
+            progress: show a bar over the scans.
+
+        Raises:
+            InputError: no scan, or one that cannot be read; OpenVINO is not installed or has no int8 on this
+                processor.
+
+        Example:
+            >>> fast = segmenter.calibrated(["ward1_T2w.nii.gz", "ward2_T2w.nii.gz"])
+            >>> fast.save("runs/t2/fast")
+            >>> fast = mrseg.Segmenter.load("runs/t2/fast", engine="openvino", precision="int8")
+        """
+        if not scans:
+            raise error("A calibration needs a scan.", "none")
+        engine = Engine("openvino", "int8", None if self.engine == "tensorflow" else self.threads)
+        engine.check()
+        inference = self._settled(DEFAULT)
+        shape = (inference.batch_size or BATCH_SIZE, *self.sampling.input_shape)
+        with tempfile.TemporaryDirectory() as folder:
+            watched = Calibrator(convert(self.model, shape, engine.name, folder), engine.threads)
+        for scan in tqdm(scans, desc="calibrating", unit="scan", disable=not progress):
+            segment(self, scan, lambda shape, asked: (watched, self.sampling), inference=inference)
+        return dataclasses.replace(
+            self, calibration=watched.ranges, engine=engine.name, precision=engine.precision,
+            threads=engine.threads,
+        )  # fmt: skip
+
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        format: str,
+        precision: str = "float32",
+        batch_size: int | None = None,
+    ) -> Path:
         """Writes the network for OpenVINO or ONNX Runtime, with all that a scan needs before and after it.
 
         `mrseg.Exported` runs the folder without Keras and TensorFlow; its README says how to call the network
@@ -162,6 +216,7 @@ class Segmenter:
         Args:
             folder: new, empty, or of an export that it replaces.
             format: ``openvino`` or ``onnx``.
+            precision: ``float32``, or ``int8`` for openvino, of a segmenter that was `calibrated`.
             batch_size: patches in one call, fixed in the file; None takes the segmenter's own.
 
         Returns:
@@ -169,13 +224,16 @@ class Segmenter:
 
         Raises:
             InputError: the folder holds something else; the engine is not installed or does not know a layer
-                of the network.
+                of the network; int8 without a calibration.
         """
+        choice("precision", precision, ("float32", "int8"))
+        ranges = self.calibration if precision == "int8" else None
         shape = (batch_size or self.batch_size, *self.sampling.input_shape)
         card = {**self._card(), "network": self.model.name, "digest": self.digest}
         return write_export(
-            folder, card, format, shape, lambda place: convert(self.model, shape, format, place)
-        )
+            folder, card, format, precision, shape,
+            lambda place: convert(self.model, shape, format, place, ranges),
+        )  # fmt: skip
 
     def __call__(self, scan: str | Path | Volume, *, progress: bool = False) -> nib.Nifti1Image:
         """Label map of a scan on the scan's own grid, shape, affine and orientation untouched.
@@ -283,6 +341,7 @@ class Segmenter:
             "crf": self.crf,
             "postprocessing": dataclasses.asdict(self.postprocessing),
             "provenance": self.provenance,
+            "calibration": self.calibration,
         }
 
     def _settled(self, inference: Inference) -> Inference:
@@ -315,7 +374,8 @@ class Segmenter:
             if inference.dropout_samples:
                 network, restart = with_dropout(network)
             batch_shape = (inference.batch_size or BATCH_SIZE, *sampling.input_shape)
-            self._forwards[key] = compile_engine(network, batch_shape, engine), sampling, restart
+            made = compile_engine(network, batch_shape, engine, self.calibration)
+            self._forwards[key] = made, sampling, restart
         forward, sampling, restart = self._forwards[key]
         if restart:
             restart(inference.seed)

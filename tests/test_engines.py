@@ -21,9 +21,15 @@ from mrseg.metrics import dice
     [
         ({"name": "opencl"}, "engine is one of tensorflow, openvino, onnx"),
         ({"name": "openvno"}, "Did you mean 'openvino'"),
-        ({"precision": "float16"}, "precision is one of float32, bfloat16"),
-        ({"precision": "bfloat16"}, "offered by the engine openvino alone.*with the engine tensorflow"),
-        ({"name": "onnx", "precision": "bfloat16"}, "offered by the engine openvino alone"),
+        ({"precision": "float16"}, "precision is one of float32, bfloat16, int8"),
+        (
+            {"precision": "bfloat16"},
+            "bfloat16 is offered by the engine openvino alone.*tensorflow",
+        ),
+        (
+            {"name": "onnx", "precision": "int8"},
+            "int8 is offered by the engine openvino alone.*onnx",
+        ),
         ({"threads": 2}, "TF_NUM_INTRAOP_THREADS=2"),
         ({"name": "onnx", "threads": 0}, "threads is a whole number, 1 or more"),
         ({"name": "onnx", "threads": True}, "threads is a whole number, 1 or more"),
@@ -67,20 +73,23 @@ def test_a_file_is_run_with_keras_order_of_axes(engine, files):
 
 @pytest.fixture
 def untried():
-    """What was found out about bfloat16 is forgotten, before and after."""
-    engines._check_bfloat16.cache_clear()
+    """What was found out about the processor is forgotten, before and after."""
+    engines._check_precision.cache_clear()
     yield
-    engines._check_bfloat16.cache_clear()
+    engines._check_precision.cache_clear()
 
 
-def test_a_processor_without_bfloat16_is_told(untried, monkeypatch):
+@pytest.mark.parametrize(("precision", "able"), [("bfloat16", "INT8"), ("int8", "BF16")])
+def test_a_processor_without_the_precision_is_told(precision, able, untried, monkeypatch):
     class Core:
         def get_property(self, device, name):
-            return ["FP32", "INT8"]
+            return ["FP32", able]
 
     monkeypatch.setattr(engines, "package", lambda name: type("openvino", (), {"Core": Core}))
-    with pytest.raises(InputError, match="needs a processor that computes in it.*FP32, INT8.*Take float32"):
-        Engine("openvino", "bfloat16").check()
+    with pytest.raises(
+        InputError, match=f"{precision} needs a processor that computes in it.*FP32, {able}.*Take float32"
+    ):
+        Engine("openvino", precision).check()
 
 
 def capable():
@@ -92,16 +101,19 @@ def capable():
 needs_bfloat16 = pytest.mark.skipif(not capable(), reason="the processor has no bfloat16")
 
 
-@needs_bfloat16
-def test_bfloat16_that_ends_a_process_ends_a_trial_and_not_this_one(untried, monkeypatch):
+LOW = [pytest.param("bfloat16", marks=needs_bfloat16), "int8"]
+
+
+@pytest.mark.parametrize("precision", LOW)
+def test_a_precision_that_ends_a_process_ends_a_trial_and_not_this_one(precision, untried, monkeypatch):
     monkeypatch.setattr(engines, "_TRIAL", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
-    with pytest.raises(InputError, match="matrix units.*signal 4.*ONEDNN_MAX_CPU_ISA"):
-        Engine("openvino", "bfloat16").check()
+    with pytest.raises(InputError, match=f"{precision} needs.*matrix units.*signal 4.*ONEDNN_MAX_CPU_ISA"):
+        Engine("openvino", precision).check()
 
 
-@needs_bfloat16
-def test_the_trial_of_bfloat16_runs_where_amx_is_left_alone(untried):
-    Engine("openvino", "bfloat16").check()
+@pytest.mark.parametrize("precision", LOW)
+def test_the_trial_of_a_precision_runs_where_amx_is_left_alone(precision, untried):
+    Engine("openvino", precision).check()
 
 
 def test_engines_load_neither_tensorflow_nor_keras(files):

@@ -21,11 +21,13 @@ TIMED = {"crossval": ("report.html", "trainings.csv", "trainings.tex")}
 
 
 def contents(folder, name):
-    """Every file but locks, without what names a moment or a duration."""
+    """Every file but locks and what is half written, without what names a moment or a duration."""
     found = {}
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name != LOCK and file.name not in TIMED.get(name, ()):
-            found[file.relative_to(folder).as_posix()] = content(file)
+        place = file.relative_to(folder).as_posix()
+        left_out = file.name == LOCK or ".partial/" in place or file.name in TIMED.get(name, ())
+        if file.is_file() and not left_out:
+            found[place] = content(file)
     return found
 
 
@@ -57,8 +59,6 @@ def assert_whole(folder, unbroken, name):
     """What a kill leaves: every file that has its name is whole, and the last one where it never changes."""
     final = contents(unbroken, name)
     for file, found in contents(folder, name).items():  # which reads every JSON and every network
-        if ".partial/" in file:
-            continue
         if file.endswith(".nii.gz"):
             nib.load(folder / file).get_fdata()
         if name in ("prepare", "predict"):
