@@ -88,7 +88,7 @@ def killed_and_resumed(mrseg, house, tmp_path, name, moments):
     return kills
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "predict"])
+@pytest.mark.parametrize("name", ["train", "predict"])
 def test_a_killed_command_goes_on_to_the_same_end(mrseg, house, tmp_path, name):
     killed_and_resumed(mrseg, house, tmp_path, name, 1)
 
@@ -101,8 +101,7 @@ def test_a_command_killed_at_twenty_random_moments_goes_on_to_the_same_end(mrseg
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["train", "predict", *(pytest.param(name, marks=pytest.mark.slow) for name in ("prepare", "crossval"))],
+    "name", ["train", *(pytest.param(n, marks=pytest.mark.slow) for n in COMMANDS if n != "train")]
 )
 def test_a_command_gives_the_same_bits_twice(mrseg, house, tmp_path, name):
     unbroken, _ = house.unbroken(name)
