@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from mrseg._files import LOCK
 from mrseg.data import phantom
 
 RECIPE = """
@@ -25,6 +30,10 @@ sampling: {patch_shape: [16, 16, 1], overlap: 0.0, patches_per_volume: 8}
 loss: {name: dice}
 training: {epochs: 4, batch_size: 4, learning_rate: 5.0e-3}
 """
+
+
+#: What tells how long something took.
+TIMED = {"crossval": ("report.html", "trainings.csv", "trainings.tex")}
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,45 @@ class House:
             assert ended.code == 0, ended.said
             note.write_text(str(ended.seconds), encoding="utf-8")
         return folder, float(note.read_text(encoding="utf-8"))
+
+    def contents(self, folder: Path, name: str) -> dict[str, object]:
+        """Every file that a command leaves, by its place."""
+        return _contents(folder, name)
+
+    def assert_same(self, folder: Path, name: str) -> None:
+        """Whether a command left the files of its unbroken run."""
+        ours, theirs = self.contents(folder, name), self.contents(self.folder / name, name)
+        assert list(ours) == list(theirs)
+        assert [file for file in ours if ours[file] != theirs[file]] == []
+
+
+def _contents(folder, name):
+    """Every file but locks and what is half written, without what names a moment or a duration."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        place = file.relative_to(folder).as_posix()
+        left_out = file.name == LOCK or ".partial/" in place or file.name in TIMED.get(name, ())
+        if file.is_file() and not left_out:
+            found[place] = _content(file)
+    return found
+
+
+def _content(file):
+    if file.suffix == ".keras":
+        with zipfile.ZipFile(file) as archive:
+            parts = {part: archive.read(part) for part in archive.namelist() if part != "metadata.json"}
+            # Keras numbers objects by their place in memory.
+            return {part: re.sub(rb'"shared_object_id": \d+', b"", data) for part, data in parts.items()}
+    if file.suffix == ".json":
+        read = json.loads(file.read_text(encoding="utf-8"))
+        for key in ("sha256", "network_sha256"):  # of an archive with dates
+            read.pop(key, None)
+        read.get("record", {}).pop("seconds", None)
+        return read
+    if file.name == "trials.csv":
+        rows = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")))
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return file.read_bytes()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 
 import pytest
 
@@ -43,18 +44,48 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(mrseg, house, out,
     assert not list(out.rglob("*.partial"))
     ended = mrseg(*house.command(name, out))
     assert ended.code == 0, ended.said
-    assert names(out) == names(house.folder / name)
+    house.assert_same(out, name)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 KB, where this user may mount one; and what makes it larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    if not mount("size=64k"):
+        pytest.skip("needs the right to mount a file system")
+    yield disk, lambda: mount("remount,size=64m")
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prepare", "train"])
+def test_a_disk_that_is_really_full_is_one_line_and_the_same_command_goes_on(mrseg, house, small_disk, name):
+    disk, enlarge = small_disk
+    house.unbroken(name)
+    line = refusal(mrseg(*house.command(name, disk / "out")))
+    assert f"fit on the disk. Received: {disk}" in line and "(No space left on device)" in line
+    assert line.endswith(ROOM)
+    assert enlarge()
+    assert mrseg(*house.command(name, disk / "out")).code == 0
+    house.assert_same(disk / "out", name)
+    assert not list(disk.rglob("*.partial"))
 
 
 @pytest.mark.slow
 def test_a_full_disk_fails_a_cohort_s_scans_one_by_one_and_the_same_command_goes_on(mrseg, house, out):
-    unbroken, _ = house.unbroken("predict")
+    house.unbroken("predict")
     ended = mrseg(*house.command("predict", out), largest_bytes=4000)
     assert ended.code == 1 and "must fit on the disk" in ended.said and "3 failed" in ended.last
     assert not list(out.rglob("*.partial"))
     ended = mrseg(*house.command("predict", out))
     assert ended.code == 0 and "3 written" in ended.last
-    assert names(out) == names(unbroken)
+    house.assert_same(out, "predict")
 
 
 def test_a_full_disk_of_the_cache_names_the_cache(mrseg, house, out, tmp_path):

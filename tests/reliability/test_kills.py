@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import random
-import re
 import shutil
-import zipfile
 
 import nibabel as nib
 import pytest
 
-from mrseg._files import LOCK
-
 COMMANDS = ("prepare", "train", "predict", "crossval")
-#: What tells how long something took.
-TIMED = {"crossval": ("report.html", "trainings.csv", "trainings.tex")}
 
 
-def contents(folder, name):
-    """Every file but locks and what is half written, without what names a moment or a duration."""
-    found = {}
-    for file in sorted(folder.rglob("*")):
-        place = file.relative_to(folder).as_posix()
-        left_out = file.name == LOCK or ".partial/" in place or file.name in TIMED.get(name, ())
-        if file.is_file() and not left_out:
-            found[place] = content(file)
-    return found
-
-
-def content(file):
-    if file.suffix == ".keras":
-        with zipfile.ZipFile(file) as archive:
-            parts = {part: archive.read(part) for part in archive.namelist() if part != "metadata.json"}
-            # Keras numbers objects by their place in memory.
-            return {part: re.sub(rb'"shared_object_id": \d+', b"", data) for part, data in parts.items()}
-    if file.suffix == ".json":
-        read = json.loads(file.read_text(encoding="utf-8"))
-        for key in ("sha256", "network_sha256"):  # of an archive with dates
-            read.pop(key, None)
-        read.get("record", {}).pop("seconds", None)
-        return read
-    if file.name == "trials.csv":
-        rows = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")))
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    return file.read_bytes()
-
-
-def assert_same(folder, unbroken, name):
-    ours, theirs = contents(folder, name), contents(unbroken, name)
-    assert list(ours) == list(theirs)
-    assert [file for file in ours if ours[file] != theirs[file]] == []
-
-
-def assert_whole(folder, unbroken, name):
+def assert_whole(house, folder, unbroken, name):
     """What a kill leaves: every file that has its name is whole, and the last one where it never changes."""
-    final = contents(unbroken, name)
-    for file, found in contents(folder, name).items():  # which reads every JSON and every network
+    final = house.contents(unbroken, name)
+    for file, found in house.contents(folder, name).items():  # which reads every JSON and every network
         if file.endswith(".nii.gz"):
             nib.load(folder / file).get_fdata()
         if name in ("prepare", "predict"):
@@ -79,10 +35,10 @@ def killed_and_resumed(mrseg, house, tmp_path, name, moments):
             assert ended.code in (-9, 0), ended.said
             kills += ended.code == -9
             if folder.exists():
-                assert_whole(folder, unbroken, name)
+                assert_whole(house, folder, unbroken, name)
         ended = mrseg(*command)
         assert ended.code == 0, ended.said
-        assert_same(folder, unbroken, name)
+        house.assert_same(folder, name)
         assert not list(folder.rglob("*.partial"))
         shutil.rmtree(folder)
     return kills
@@ -104,15 +60,15 @@ def test_a_command_killed_at_twenty_random_moments_goes_on_to_the_same_end(mrseg
     "name", ["train", *(pytest.param(n, marks=pytest.mark.slow) for n in COMMANDS if n != "train")]
 )
 def test_a_command_gives_the_same_bits_twice(mrseg, house, tmp_path, name):
-    unbroken, _ = house.unbroken(name)
+    house.unbroken(name)
     ended = mrseg(*house.command(name, tmp_path / "again"))
     assert ended.code == 0, ended.said
-    assert_same(tmp_path / "again", unbroken, name)
+    house.assert_same(tmp_path / "again", name)
 
 
 @pytest.mark.slow
 def test_a_killed_prediction_s_workers_end_and_the_next_run_clears_up(mrseg, house, tmp_path):
-    unbroken, _ = house.unbroken("predict")
+    house.unbroken("predict")
     command = [*house.command("predict", tmp_path / "out"), "--workers", 2]
     seconds = 0.0
     while not list(tmp_path.glob("out/.segmenter.*.partial/segmenter")):
@@ -120,5 +76,5 @@ def test_a_killed_prediction_s_workers_end_and_the_next_run_clears_up(mrseg, hou
         seconds += 0.5
         assert mrseg(*command, kill_after=seconds, alone=True).code == -9
     assert mrseg(*command[:-2]).code == 0
-    assert_same(tmp_path / "out", unbroken, "predict")
+    house.assert_same(tmp_path / "out", "predict")
     assert not list(tmp_path.rglob("*.partial"))
