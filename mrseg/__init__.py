@@ -8,6 +8,7 @@ mrseg.baselines   methods without a network: Otsu, low-intensity mask, CUSUM, de
 mrseg.postprocess clean-up of label maps
 mrseg.attenuation attenuation maps at 511 keV; mrseg.perfusion: curves of a DSC series
 mrseg.Segmenter   network + preprocessing + label table + provenance in one folder
+mrseg.Ensemble    several segmenters that answer together: the mean of their probabilities
 mrseg.Inference   how it is asked: overlap, blending, mirrors, Monte-Carlo dropout, uncertainty
 mrseg.predict_cohort   every scan of a manifest or BIDS folder, as BIDS derivatives
 mrseg.pseudo_label   labels of a new sequence from a trained network and another scan of the same head
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "segmenter": ["Segmenter"],
+        "ensemble": ["Ensemble"],
         "exported": ["Exported"],
         "passes": ["Inference"],
         "evaluation": ["evaluate"],

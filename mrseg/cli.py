@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mrseg import __version__
 from mrseg._checks import InputError, error
@@ -18,6 +18,9 @@ from mrseg.commands import add_commands, add_workers
 from mrseg.scan_commands import add_scan_commands
 from mrseg.segmenter_commands import add_segmenter_commands
 from mrseg.study_commands import add_study_commands
+
+if TYPE_CHECKING:
+    from mrseg.segmenter import Asked
 
 TOP = """\
 Segment MR scans of the head, and carry a network from one MR sequence to another.
@@ -177,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
 
     predict = command("predict", _predict, "segment a scan or a cohort on the scans' own grids", PREDICT)
-    _add_segmenter(predict)
+    _add_segmenter(predict, nargs="+")
     what = predict.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", type=Path, help="scan: NIfTI, MGZ, NRRD, MHA, or DICOM folder")
     what.add_argument("--data", type=Path, help="manifest (TSV), BIDS folder, or folder of a known data set")
@@ -210,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(predict)
 
     evaluate = command("evaluate", _evaluate, "score a segmenter on the test cases of a manifest", EVALUATE)
-    _add_segmenter(evaluate)
+    _add_segmenter(evaluate, nargs="+")
     evaluate.add_argument(
         "--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set"
     )
@@ -251,10 +254,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_segmenter(parser: argparse.ArgumentParser) -> None:
+def _add_segmenter(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    more = "; of several, the mean probabilities" if nargs else ""
     parser.add_argument(
-        "--segmenter", type=Path, required=True, help="its folder, or a name of `mrseg weights`"
-    )
+        "--segmenter", type=Path, required=True, nargs=nargs,
+        help=f"its folder, or a name of `mrseg weights`{more}",
+    )  # fmt: skip
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -272,6 +277,14 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 
 def _engine(options: argparse.Namespace) -> dict[str, Any]:
     return {"engine": options.engine, "precision": options.precision, "threads": options.threads}
+
+
+def _asked(options: argparse.Namespace) -> Asked:
+    """The segmenter that is named, or several of them together."""
+    from mrseg.ensemble import together
+    from mrseg.segmenter import Segmenter
+
+    return together([Segmenter.load(name, **_engine(options)) for name in options.segmenter])
 
 
 DEMO = """\
@@ -316,6 +329,11 @@ A cohort, written as BIDS derivatives (sub-01/anat/sub-01_desc-mrseg_dseg.nii.gz
 reported at the end, the others go on, and the exit code is 1. The same command again does what is missing:
 
   mrseg predict --segmenter runs/t2/segmenter --data bids --output derivatives/mrseg --uncertainty entropy
+
+Several networks together (slices of three planes, folds), by the mean of their probabilities:
+
+  mrseg predict --segmenter runs/coronal/segmenter runs/axial/segmenter runs/sagittal/segmenter \\
+      --input t1.nii.gz --output t1_dseg.nii.gz
 
 On a cluster: start `dask scheduler`, and workers (`dask worker ADDRESS --nthreads 1`) that see the same
 folders, then add --scheduler ADDRESS. So for `mrseg prepare`.
@@ -397,7 +415,6 @@ def _predict(options: argparse.Namespace) -> int:
     from mrseg.formats import to_text
     from mrseg.passes import Inference
     from mrseg.prediction import FAILED, predict_cohort, predict_scan
-    from mrseg.segmenter import Segmenter
     from mrseg.tables import table
 
     misplaced = options.sequence if options.input else options.picture
@@ -419,7 +436,7 @@ def _predict(options: argparse.Namespace) -> int:
     )
     if options.input:
         nifti_path(options.output)  # before the network is loaded
-    segmenter = Segmenter.load(options.segmenter, **_engine(options))
+    segmenter = _asked(options)
     common = {"inference": inference, "probabilities": options.probabilities, "progress": True}
     if options.input:
         files = predict_scan(segmenter, options.input, options.output, picture=options.picture, **common)
@@ -449,7 +466,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mrseg.data.datasets import read_cohort
     from mrseg.opponent import Opponent
     from mrseg.pages import write_evaluation
-    from mrseg.segmenter import Segmenter
 
     other = None
     if options.compare:
@@ -459,7 +475,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise error("--test and --names belong to --compare.", options.test or " ".join(options.names))
     cases = select(read_cohort(options.data), options.split)
     _, text = write_evaluation(
-        Segmenter.load(options.segmenter, **_engine(options)),
+        _asked(options),
         cases,
         options.output,
         sequence=options.sequence,

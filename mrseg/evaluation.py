@@ -20,7 +20,7 @@ from mrseg.data.geometry import check_same_grid, to_canonical, voxel_sizes
 from mrseg.data.io import read_labels, read_volume
 from mrseg.metrics.overlap import confusion_matrix, scores
 from mrseg.metrics.surface import mask_hausdorff, surface_distances
-from mrseg.segmenter import Segmenter, trained_on
+from mrseg.segmenter import Asked, trained_on
 from mrseg.summaries import Row, compare, summarize
 
 __all__ = ["PLANES", "Row", "compare", "evaluate", "score", "score_slices", "summarize"]
@@ -37,7 +37,7 @@ _TOLERANCE_MM = 1.0
 
 
 def evaluate(
-    segmenter: Segmenter,
+    segmenter: Asked,
     cases: Sequence[Case],
     *,
     sequence: str | None = None,
@@ -50,7 +50,7 @@ def evaluate(
     """Segments every case on its own grid and scores it against its labels.
 
     Args:
-        segmenter: the network with its preprocessing.
+        segmenter: the network with its preprocessing, or an `mrseg.Ensemble` of several.
         cases: cases with labels, of subjects that the segmenter was not trained on.
         sequence: which images; None takes the segmenter's own sequence.
         distances: add Hausdorff, HD95, mean surface distances in mm and surface Dice.

@@ -27,7 +27,7 @@ from mrseg.score_tables import (
     summary_table,
     volume_table,
 )
-from mrseg.segmenter import Segmenter, subject_digest, trained_on
+from mrseg.segmenter import Asked, subject_digest, trained_on
 from mrseg.summaries import SUBJECTS, summarize, volumes, whole_rows
 from mrseg.theme import to_svg
 
@@ -55,7 +55,7 @@ def case_picture(
 
 
 def write_evaluation(
-    segmenter: Segmenter,
+    segmenter: Asked,
     cases: Sequence[Case],
     output: str | Path,
     *,
@@ -185,7 +185,7 @@ def _verdict(rows: Sequence[Row], cases: Sequence[Case]) -> str:
     )
 
 
-def _seen(segmenter: Segmenter, cases: Sequence[Case]) -> str:
+def _seen(segmenter: Asked, cases: Sequence[Case]) -> str:
     seen = trained_on(segmenter, cases)
     if not seen:
         return ""

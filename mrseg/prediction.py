@@ -36,13 +36,14 @@ from mrseg.data.scans import Scan, find_scans
 from mrseg.data.writing import disown
 from mrseg.derivatives import describe, generated_by, write_json
 from mrseg.engines import Engine
+from mrseg.ensemble import together
 from mrseg.jobs import LOST, check_shared, run_jobs
 from mrseg.maps import Maps
 from mrseg.memory import check_memory
 from mrseg.passes import DEFAULT, Inference
 from mrseg.pictures import overlay, save_png
 from mrseg.quantization import Ranges
-from mrseg.segmenter import Segmenter
+from mrseg.segmenter import Asked, Segmenter
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ _MEANING = {
 
 
 def predict_scan(
-    segmenter: Segmenter,
+    segmenter: Asked,
     scan: str | Path,
     output: str | Path,
     *,
@@ -69,7 +70,7 @@ def predict_scan(
     """Segments one scan into files: label map, sidecar and picture, and the maps that are asked for.
 
     Args:
-        segmenter: the network with its preprocessing.
+        segmenter: the network with its preprocessing, or an `mrseg.Ensemble` of several.
         scan: NIfTI file.
         output: label map to write. With the name ``t2_dseg.nii.gz`` the others are ``t2_dseg.json``,
             ``t2_dseg.png``, ``t2_probseg.nii.gz`` and ``t2_desc-uncertainty_entropy.nii.gz``.
@@ -96,7 +97,7 @@ def predict_scan(
 
 
 def predict_cohort(
-    segmenter: Segmenter,
+    segmenter: Asked,
     data: str | Path,
     output: str | Path,
     *,
@@ -113,7 +114,7 @@ def predict_cohort(
     segmenter and options, is left as it is; so a run that was interrupted goes on.
 
     Args:
-        segmenter: the network with its preprocessing.
+        segmenter: the network with its preprocessing, or an `mrseg.Ensemble` of several.
         data: manifest, folder of a known data set, or BIDS folder (see
             `mrseg.data.scans.find_scans`).
         output: folder; ``sub-01/anat/sub-01_desc-mrseg_dseg.nii.gz`` with ``.json`` (labels, origin),
@@ -122,7 +123,7 @@ def predict_cohort(
         inference: how the network is asked.
         probabilities: write those of all classes.
         workers, scheduler: who shares the scans, as `mrseg.jobs.run_jobs` takes them; each process loads the
-            network once.
+            networks once.
         progress: show a bar over the scans.
 
     Returns:
@@ -149,9 +150,7 @@ def predict_cohort(
     if workers > 1 and not scheduler:
         _check_memory(segmenter, scans, inference, min(workers, len(scans)))
     with _network(segmenter, folder, workers > 1 or bool(scheduler)) as network:
-        task = _Task(
-            network, segmenter.batch_size, segmenter.computing, folder, inference, probabilities, origin
-        )
+        task = _Task(network, folder, inference, probabilities, origin)
         rows = run_jobs(
             functools.partial(_segment, task=task), scans, workers=workers, scheduler=scheduler,
             desc=f"segmenting {sequence}", unit="scan", progress=progress, lost=_lost,
@@ -161,12 +160,31 @@ def predict_cohort(
 
 
 @dataclass(frozen=True)
-class _Task:
-    """What is the same for every scan of a cohort; ``network`` is the segmenter, or where others find it."""
+class _Saved:
+    """Where other processes find a segmenter, and what is not saved with it; equal if it answers alike."""
 
-    network: Segmenter | Path
+    folder: Path = dataclasses.field(compare=False)
+    digest: str
+    calibration: str
     batch_size: int
     engine: Engine
+
+    def load(self) -> Segmenter:
+        threads = self.engine.threads
+        if self.engine.converts:  # the other engines do not look at what this process was given
+            threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or None
+        segmenter = Segmenter.load(
+            self.folder, engine=self.engine.name, precision=self.engine.precision, threads=threads
+        )
+        segmenter.batch_size = self.batch_size
+        return segmenter
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is the same for every scan of a cohort; ``network`` is who is asked, or where others find it."""
+
+    network: Asked | tuple[_Saved, ...]
     output: Path
     inference: Inference
     probabilities: bool
@@ -176,34 +194,39 @@ class _Task:
         return self.output / scan.folder / f"{scan.stem}_desc-mrseg_dseg.nii.gz"
 
 
-def _check_memory(segmenter: Segmenter, scans: Sequence[Scan], inference: Inference, workers: int) -> None:
+def _check_memory(segmenter: Asked, scans: Sequence[Scan], inference: Inference, workers: int) -> None:
     """Refuses so many processes at once if the largest scan's maps, so many times, cannot fit."""
     largest = 0.0
     for scan in scans:
         with suppress(InputError, OSError):  # told when it is read
-            largest = max(largest, segmenter.memory_mb(volume_header(scan.path), inference=inference))
+            grid = volume_header(scan.path)  # probabilities lie in a scratch file
+            largest = max(largest, segmenter.memory_mb(grid, inference=inference, probabilities=False))
     check_memory(workers * largest, f"The maps of {workers} scans at once", "Take fewer --workers.")
 
 
 @contextmanager
-def _network(segmenter: Segmenter, output: Path, elsewhere: bool) -> Iterator[Segmenter | Path]:
-    """The segmenter; for other processes a folder of it in the output, as long as they work."""
+def _network(segmenter: Asked, output: Path, elsewhere: bool) -> Iterator[Asked | tuple[_Saved, ...]]:
+    """The segmenter; for other processes folders of its members in the output, as long as they work."""
     if not elsewhere:
         yield segmenter
         return
     with partial_folder(output / "segmenter") as folder:
-        yield segmenter.save(folder / "segmenter")
+        yield tuple(
+            _Saved(
+                member.save(folder / str(number)),
+                member.digest,
+                _checksum([member.calibration]),
+                member.batch_size,
+                member.computing,
+            )  # fmt: skip
+            for number, member in enumerate(segmenter.members, start=1)
+        )
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: Path, batch_size: int, engine: Engine) -> Segmenter:
-    """A process of many scans reads its network once."""
-    threads = engine.threads
-    if engine.converts:  # the other engines do not look at what this process was given
-        threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or None
-    segmenter = Segmenter.load(folder, engine=engine.name, precision=engine.precision, threads=threads)
-    segmenter.batch_size = batch_size
-    return segmenter
+def _loaded(saved: tuple[_Saved, ...]) -> Asked:
+    """A process of many scans reads its networks once, also for one cohort after another."""
+    return together([one.load() for one in saved])
 
 
 def _segment(scan: Scan, task: _Task) -> Row:
@@ -219,9 +242,7 @@ def _segment(scan: Scan, task: _Task) -> Row:
         if _complete(files, own):
             status = THERE
         else:
-            segmenter = task.network
-            if isinstance(segmenter, Path):
-                segmenter = _loaded(segmenter, task.batch_size, task.engine)
+            segmenter = _loaded(task.network) if isinstance(task.network, tuple) else task.network
             _write(segmenter, read_volume(scan.path), files, task.inference, own, title=scan.stem)
     except Exception as failure:  # whatever it is, the other scans do not suffer from it
         status, reason = FAILED, " ".join(str(failure).split()) or type(failure).__name__
@@ -234,7 +255,7 @@ def _lost(scan: Scan) -> Row:
 
 
 def _write(
-    segmenter: Segmenter,
+    segmenter: Asked,
     volume: Volume,
     files: Mapping[str, Path],
     inference: Inference,
@@ -302,20 +323,21 @@ def _check_apart(files: Mapping[str, Path], scan: Path) -> None:
             raise error(f"The {named} than the scan, also by its sidecar.", path, "Name another output.")
 
 
-def _origin(segmenter: Segmenter, inference: Inference) -> dict[str, Any]:
+def _origin(segmenter: Asked, inference: Inference) -> dict[str, Any]:
     return {
         "mrseg": __version__,
         "segmenter_digest": segmenter.digest,
         "inference": inference.as_dict(),
         "engine": segmenter.engine,
         "precision": segmenter.precision,
-        "calibration": _checksum(segmenter.calibration) if segmenter.precision == "int8" else "",
+        "calibration": _checksum([one.calibration for one in segmenter.members if one.precision == "int8"]),
         "segmenter": segmenter.provenance,
     }
 
 
-def _checksum(calibration: Ranges) -> str:
-    return f"{zlib.crc32(json.dumps(calibration, sort_keys=True).encode()):08x}"
+def _checksum(calibrations: list[Ranges]) -> str:
+    """Of the calibrations that a result depends on; empty without any."""
+    return f"{zlib.crc32(json.dumps(calibrations, sort_keys=True).encode()):08x}" if calibrations else ""
 
 
 def _complete(files: Mapping[str, Path], origin: Mapping[str, Any]) -> bool:

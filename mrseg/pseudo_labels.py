@@ -22,7 +22,7 @@ from mrseg.data.cases import Case
 from mrseg.data.geometry import Grid, Volume
 from mrseg.data.io import read_sidecar, read_volume, scan_files, scan_name, write_labels
 from mrseg.data.registration import Registration, apply_transform, check_quality, register
-from mrseg.segmenter import Segmenter
+from mrseg.segmenter import Asked
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _NEARLY = 0.9
 
 
 def pseudo_label(
-    segmenter: Segmenter,
+    segmenter: Asked,
     cases: Sequence[Case],
     output: str | Path,
     *,
@@ -105,7 +105,7 @@ def plan(cases: Sequence[Case], output: str | Path, *, sequence: str, labels_fro
     return planned
 
 
-def _label(segmenter: Segmenter, case: Case, sequence: str, labels_from: str, origin: dict[str, Any]) -> None:
+def _label(segmenter: Asked, case: Case, sequence: str, labels_from: str, origin: dict[str, Any]) -> None:
     fixed, moving = read_volume(case.images[sequence]), read_volume(case.images[labels_from])
     registration = _aligned(fixed, moving, origin["registration"]["seed"])
     probabilities = segmenter.probabilities(moving)

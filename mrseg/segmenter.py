@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import nibabel as nib
@@ -307,8 +307,20 @@ class Segmenter:
         return needed_mb(self, native, inference=self._settled(inference), probabilities=probabilities)
 
     def check(self, inference: Inference) -> None:
-        """Raises InputError unless the network can be asked in this way (dropout, whole volumes, engine)."""
-        self._compiled(self.sampling.patch_shape, self._settled(inference))
+        """Raises InputError unless the network can be asked in this way (dropout, whole volumes, engine).
+
+        Nothing is compiled for it, unless a converter must show that it knows the network.
+        """
+        asked, shape = self._settled(inference), self.sampling.patch_shape
+        if self.computing.converts:
+            self._compiled(shape, asked)
+        else:
+            self._network_for(shape, asked)
+
+    @property
+    def members(self) -> tuple[Segmenter, ...]:
+        """Who answers: this one alone (of an `mrseg.Ensemble`, several)."""
+        return (self,)
 
     @property
     def computing(self) -> Engine:
@@ -352,11 +364,8 @@ class Segmenter:
 
     def _compiled(self, shape: tuple[int, ...], inference: Inference) -> tuple[Forward, Sampling]:
         """The compiled network and the patches it takes; made once for every kind of call."""
-        spatial = None
-        if inference.extent == "whole":
-            spatial = tuple(
-                n for n, patch in zip(shape, self.sampling.patch_shape, strict=True) if patch != 1
-            )
+        spatial = self._spatial(shape, inference)
+        if spatial is not None:
             # Another size is another network; only the last one is kept.
             self._forwards = {key: made for key, made in self._forwards.items() if key[0] in (None, spatial)}
         engine = self.computing
@@ -365,14 +374,7 @@ class Segmenter:
         self._forwards = {k: v for k, v in self._forwards.items() if k[-1] in (None, weights)}
         key = (spatial, inference.batch_size, bool(inference.dropout_samples), engine, weights)
         if key not in self._forwards:
-            network, sampling, restart = self.model, self.sampling, None
-            if inference.dropout_samples:
-                _check_random(engine)
-            if spatial is not None:
-                network = for_volume(network, spatial)
-                sampling = whole(sampling, network.input_shape[1:-1])
-            if inference.dropout_samples:
-                network, restart = with_dropout(network)
+            network, sampling, restart = self._network_for(shape, inference)
             batch_shape = (inference.batch_size or BATCH_SIZE, *sampling.input_shape)
             made = compile_engine(network, batch_shape, engine, self.calibration)
             self._forwards[key] = made, sampling, restart
@@ -380,6 +382,61 @@ class Segmenter:
         if restart:
             restart(inference.seed)
         return forward, sampling
+
+    def _network_for(
+        self, shape: tuple[int, ...], inference: Inference
+    ) -> tuple[keras.Model, Sampling, Callable[[int], None] | None]:
+        """The network for this kind of call, the patches it takes, and what restarts its random numbers."""
+        network, sampling, restart = self.model, self.sampling, None
+        if inference.dropout_samples:
+            _check_random(self.computing)
+        spatial = self._spatial(shape, inference)
+        if spatial is not None:
+            network = for_volume(network, spatial)
+            sampling = whole(sampling, network.input_shape[1:-1])
+        if inference.dropout_samples:
+            network, restart = with_dropout(network)
+        return network, sampling, restart
+
+    def _spatial(self, shape: tuple[int, ...], inference: Inference) -> tuple[int, ...] | None:
+        """Sizes of a whole volume (or its slices) where it is asked for at once, else None."""
+        if inference.extent != "whole":
+            return None
+        return tuple(n for n, patch in zip(shape, self.sampling.patch_shape, strict=True) if patch != 1)
+
+
+class Asked(Protocol):
+    """Who can be asked about scans: a `Segmenter`, which says what each means, or an `mrseg.Ensemble`."""
+
+    @property
+    def members(self) -> Sequence[Segmenter]: ...  # noqa: D102
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def sequence(self) -> str: ...  # noqa: D102
+    @property
+    def provenance(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def engine(self) -> str: ...  # noqa: D102
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    def __call__(self, scan: str | Path | Volume, *, progress: bool = False) -> nib.Nifti1Image: ...  # noqa: D102
+    def probabilities(self, volume: Volume, *, progress: bool = False) -> np.ndarray: ...  # noqa: D102
+    def predict(  # noqa: D102
+        self,
+        scan: str | Path | Volume,
+        *,
+        inference: Inference = DEFAULT,
+        probabilities: bool = False,
+        scratch: str | Path | None = None,
+        progress: bool = False,
+    ) -> Maps: ...
+    def memory_mb(  # noqa: D102
+        self, native: Grid, *, inference: Inference = DEFAULT, probabilities: bool = False
+    ) -> float: ...
+    def check(self, inference: Inference) -> None: ...  # noqa: D102
 
 
 def _check_random(engine: Engine) -> None:
@@ -396,13 +453,14 @@ def subject_digest(case: Case) -> str:
     return hashlib.sha256(f"mrseg {case.subject}".encode()).hexdigest()[:16]
 
 
-def trained_on(segmenter: Segmenter, cases: Sequence[Case]) -> list[str]:
-    """Names of the subjects of ``cases`` that the segmenter, or one it came from, was trained on."""
+def trained_on(segmenter: Asked, cases: Sequence[Case]) -> list[str]:
+    """Names of the subjects of ``cases`` that it, a member of it, or one these came from was trained on."""
     seen: set[str] = set()
-    provenance: dict[str, Any] | None = segmenter.provenance
-    while provenance:
-        seen |= set(provenance.get("subject_digests", ()))
-        provenance = provenance.get("source")
+    pending: list[dict[str, Any] | None] = [segmenter.provenance]
+    while pending:
+        if provenance := pending.pop():
+            seen |= set(provenance.get("subject_digests", ()))
+            pending += [provenance.get("source"), *provenance.get("members", ())]
     return sorted({case.subject for case in cases if subject_digest(case) in seen})
 
 

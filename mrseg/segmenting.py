@@ -71,7 +71,7 @@ def segment(
     Raises:
         InputError: a scan that cannot be read or normalised; answers that are no probabilities.
     """
-    volume = scan if isinstance(scan, tuple) else read_volume(_path(scan))
+    volume = read_scan(scan)
     array = np.asarray(volume[0])
     if array.ndim != 3 or array.dtype.kind not in "biuf":
         raise error("A scan has three axes (x, y, z) of real numbers.", f"{array.dtype} {array.shape}")
@@ -80,12 +80,7 @@ def segment(
         log.warning("the scan holds a few whole numbers alone: is it a label map?")
     estimate = needed_mb(steps, native, inference=inference, probabilities=probabilities and scratch is None)
     log.info("at most %.0f MB besides the network and what computes it", estimate)
-    check_memory(
-        estimate,
-        "A scan's maps",
-        "Take a coarser scan or a machine with more memory; patches (not extent='whole', --whole), a smaller "
-        "--batch-size and no --uncertainty need less, in Python also scratch=.",
-    )
+    check_fits(estimate)
     image, affine = steps.preprocessing.image(volume)
     forward, sampling = compiled(image.shape, inference)
     classes = len(steps.class_names)
@@ -99,11 +94,31 @@ def segment(
         slabs, (image.shape, affine), native, num_classes=classes, uncertainty=inference.uncertainty,
         probabilities=probabilities, scratch=scratch,
     )  # fmt: skip
-    if steps.postprocessing == Postprocessing():
+    return cleaned(maps, steps.postprocessing)
+
+
+def check_fits(estimate_mb: float) -> None:
+    """Raises InputError if the maps of a scan cannot fit into the memory; warns where others take it."""
+    check_memory(
+        estimate_mb,
+        "A scan's maps",
+        "Take a coarser scan or a machine with more memory; patches (not extent='whole', --whole), a smaller "
+        "--batch-size and no --uncertainty need less, in Python also scratch=.",
+    )
+
+
+def read_scan(scan: str | Path | Volume) -> Volume:
+    """The scan of a file, or the pair itself."""
+    return scan if isinstance(scan, tuple) else read_volume(_path(scan))
+
+
+def cleaned(maps: Maps, postprocessing: Postprocessing) -> Maps:
+    """The same with its label map cleaned up, in RAS+; probabilities and uncertainty stay."""
+    if postprocessing == Postprocessing():
         return maps
     labels, turned = to_canonical((maps.labels, maps.affine))
-    cleaned = steps.postprocessing(labels, voxel_sizes(turned))
-    return dataclasses.replace(maps, labels=from_canonical(cleaned, *native))
+    labels = postprocessing(labels, voxel_sizes(turned))
+    return dataclasses.replace(maps, labels=from_canonical(labels, maps.labels.shape, maps.affine))
 
 
 def needed_mb(steps: Steps, native: Grid, *, inference: Inference, probabilities: bool = False) -> float:
