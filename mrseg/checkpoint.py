@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mrseg._checks import error
-from mrseg._files import atomic_file
+from mrseg._files import atomic_file, checksum, read_json
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -85,10 +88,15 @@ class Checkpoint(keras.callbacks.Callback):
                     f"NaN in all {len(self.history)} epochs",
                     "Lower the learning rate, or train in float32.",
                 )
-            model.load_weights(self.folder / "best.weights.h5")
+            with _whole(self.folder / "best.weights.h5", self.folder):
+                model.load_weights(self.folder / "best.weights.h5")
             return
-        name = read_state(self.folder)["model"]
-        saved = keras.saving.load_model(self.folder / "checkpoint" / name, safe_mode=True)
+        state = read_state(self.folder)
+        file = self.folder / "checkpoint" / state["model"]
+        with _whole(file, self.folder):
+            if checksum([file]) != state.get("sha256", checksum([file])):
+                raise ValueError("another checksum")
+            saved = keras.saving.load_model(file, safe_mode=True)
         _assign(model.weights, saved.weights, self.folder)
         if model.optimizer is not None and saved.optimizer is not None:
             _assign(model.optimizer.variables, saved.optimizer.variables, self.folder)
@@ -108,17 +116,7 @@ class Checkpoint(keras.callbacks.Callback):
         if not finished:
             with atomic_file(folder / name) as path:
                 self.whole.save(path)
-        # The state names its model file, so that one rename moves the run from one whole epoch to the next.
-        with atomic_file(folder / "state.json") as path:
-            random = [keras.ops.convert_to_numpy(state).tolist() for state in _random_states(self.whole)]
-            # An early stop is known by now: a run killed from here on does not go beyond it.
-            over = finished or bool(self.model.stop_training)
-            state = {"finished": over, "model": name, "history": self.history, "random": random}
-            path.write_text(json.dumps(state), encoding="utf-8")
-        for old in folder.glob("epoch*.keras"):
-            if old.name != name:
-                old.unlink()
-        with (
+        with (  # before the state: a run that is known to be over has its whole log
             atomic_file(self.folder / "log.csv") as path,
             open(path, "w", newline="", encoding="utf-8") as file,
         ):
@@ -126,6 +124,19 @@ class Checkpoint(keras.callbacks.Callback):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.history)
+        # The state names its model file, so that one rename moves the run from one whole epoch to the next.
+        with atomic_file(folder / "state.json") as path:
+            random = [keras.ops.convert_to_numpy(state).tolist() for state in _random_states(self.whole)]
+            # An early stop is known by now: a run killed from here on does not go beyond it.
+            over = finished or bool(self.model.stop_training)
+            state = {
+                "finished": over, "model": name, "sha256": checksum([folder / name]),
+                "history": self.history, "random": random,
+            }  # fmt: skip
+            path.write_text(json.dumps(state), encoding="utf-8")
+        for old in folder.glob("epoch*.keras"):
+            if old.name != name:
+                old.unlink()
 
 
 def mode_of(monitor: str) -> str:
@@ -151,8 +162,26 @@ def _random_states(model: keras.Model) -> list[Any]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Whether the run in ``folder`` is finished, the name of its network, and its log; empty if none."""
+    """Whether the run in ``folder`` is finished, the name of its network, and its log; empty if none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     path = folder / "checkpoint" / "state.json"
     if not path.exists():
         return {"finished": False, "model": "", "history": []}
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, _remedy(folder))
+
+
+@contextmanager
+def _whole(file: Path, folder: Path) -> Iterator[None]:
+    """Says in one line that a file which is read cannot be."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as reason:
+        first = " ".join(str(reason).split())[:200]
+        raise error(f"{file.name} is as mrseg wrote it.", f"{file} ({first})", _remedy(folder)) from None
+
+
+def _remedy(folder: Path) -> str:
+    return f"Copy it again, or remove {folder}: the run then begins anew."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -15,15 +13,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from mrseg._checks import error
-from mrseg._files import atomic_file, writable_folder
+from mrseg._files import LOCK, atomic_file, clear_abandoned, read_json, try_lock, writable_folder
 
 log = logging.getLogger(__name__)
 
-LOCK = ".mrseg.lock"
 #: How long to wait for another process: a cluster may hand a job on before its first worker has ended.
 PATIENCE_S = 60.0
-#: What file systems answer where another process holds the lock.
-_HELD = (errno.EAGAIN, errno.EACCES)
 
 
 @contextmanager
@@ -37,6 +32,8 @@ def claimed(
 ) -> Iterator[Path]:
     """Holds a folder for one run: refuses another run's folder, and a second process at the same time.
 
+    What killed processes left in it half written is removed.
+
     Args:
         folder: made if missing.
         begun_with: what decides the run, plain JSON values; written to ``file``, compared when the run is
@@ -49,16 +46,18 @@ def claimed(
         The folder.
 
     Raises:
-        InputError: the folder was begun with something else, or another process is writing it and goes on
-            for a minute.
+        InputError: the folder was begun with something else, ``file`` is damaged, or another process is
+            writing it and goes on for a minute.
         OSError: the folder cannot be written.
     """
     folder = writable_folder(folder)
     with alone(folder):
+        clear_abandoned(folder)
         path = folder / file
         text = json.dumps(begun_with, indent=1)
         if path.exists() and binding():
-            earlier, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+            earlier = read_json(path, "If it is the same run, remove this file: it is written anew.")
+            now = json.loads(text)
             other = [key for key in now if earlier.get(key) != now[key]]
             if other:
                 raise error(
@@ -101,10 +100,7 @@ def alone(folder: Path, name: str = LOCK) -> Iterator[None]:
 
 def _locked(lock: IO[str], folder: Path) -> bool:
     """Whether the lock is ours now; some network file systems lock nothing, which is logged."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as reason:
-        if reason.errno in _HELD:
-            return False
-        log.warning("%s cannot be locked (%s): start one run in it at a time", folder, reason.strerror)
-    return True
+    ours = try_lock(lock)
+    if ours is None:
+        log.warning("%s cannot be locked: start one run in it at a time", folder)
+    return ours is not False

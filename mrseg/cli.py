@@ -77,11 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as reason:
         if options.verbose:
             logging.getLogger(__name__).exception("where it happened")
-        print(f"mrseg: error: {' '.join(str(reason).split())}", file=sys.stderr)
-        return 2
+        said = str(reason)
+    except Exception as reason:
+        # TensorFlow's own is known by its name: TensorFlow may not have been loaded.
+        if not isinstance(reason, MemoryError) and type(reason).__name__ != "ResourceExhaustedError":
+            raise
+        said = (
+            f"The work fits into the memory. Received: {str(reason)[:200] or 'no room for more'}. "
+            "End other programs, or ask for less: fewer --workers, a smaller --batch-size; for a training "
+            "--cache, a smaller training.batch_size."
+        )
     except KeyboardInterrupt:
         print("mrseg: stopped; start the same command again to go on.", file=sys.stderr)
         return 130
+    # Only now, on a line of its own: the bars of what failed ended with the exception.
+    print(f"mrseg: error: {' '.join(said.split())}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,7 +22,8 @@ import numpy as np
 
 from mrseg import store
 from mrseg._checks import InputError, choice, error
-from mrseg._files import atomic_file, checksum, writable_folder
+from mrseg._files import atomic_file, checksum, read_json, writable_folder
+from mrseg.claims import alone
 from mrseg.data.cases import Case
 from mrseg.dealing import has_labelled
 from mrseg.evaluation import evaluate
@@ -77,8 +78,9 @@ def cross_validate(
         ``parameters``, ``validation_decides`` (its validation scores flatter) and ``chosen``.
 
     Raises:
-        InputError: an unknown source, a circle of sources, a fold without a class, and what `folds`,
-            `load_recipe` and `train_recipe` raise.
+        InputError: an unknown source, a circle of sources, a fold without a class, another process that
+            writes ``output`` and goes on for a minute, and what `folds`, `load_recipe` and `train_recipe`
+            raise.
     """
     # Workers elsewhere may have been started in another folder.
     output = writable_folder(Path(output).absolute())
@@ -92,27 +94,28 @@ def cross_validate(
     }  # fmt: skip
     rows: list[Row] = []
     done: list[Row] = []
-    for wave in waves:
-        trials = [
-            dataclasses.replace(trial, cache=place)
-            for experiment in wave
-            for trial in plan.trials(experiment)
-        ]
-        _run_all(trials, _short([e.name for e in wave]), options)
-        chosen = [_best(points, choose) for points in _by_cell(trials)]
-        finals = [dataclasses.replace(trial, scored=plan.scored(trial)) for trial in chosen]
-        _run_all(finals, "test scores of the chosen", options)
-        for trial in finals:
-            plan.keep(trial)
-            rows += [{**_names(trial), **row} for row in run_trial(trial)]
-        picked = {trial.output for trial in chosen}
-        for trial in trials:
-            where = {"folder": str(trial.output.relative_to(output)), "chosen": trial.output in picked}
-            decisive = {"validation_dice": _validation_dice(trial, choose)} if trial.point else {}
-            done.append({**_names(trial), **_record(trial), **where, **decisive})
-            done[-1]["validation_decides"] |= plan.decided(trial.experiment)
-    write_csv(rows, output / "scores.csv")
-    write_csv(done, output / "trials.csv")
+    with alone(writable_folder(output / "trials")):
+        for wave in waves:
+            trials = [
+                dataclasses.replace(trial, cache=place)
+                for experiment in wave
+                for trial in plan.trials(experiment)
+            ]
+            _run_all(trials, _short([e.name for e in wave]), options)
+            chosen = [_best(points, choose) for points in _by_cell(trials)]
+            finals = [dataclasses.replace(trial, scored=plan.scored(trial)) for trial in chosen]
+            _run_all(finals, "test scores of the chosen", options)
+            for trial in finals:
+                plan.keep(trial)
+                rows += [{**_names(trial), **row} for row in run_trial(trial)]
+            picked = {trial.output for trial in chosen}
+            for trial in trials:
+                where = {"folder": str(trial.output.relative_to(output)), "chosen": trial.output in picked}
+                decisive = {"validation_dice": _validation_dice(trial, choose)} if trial.point else {}
+                done.append({**_names(trial), **_record(trial), **where, **decisive})
+                done[-1]["validation_decides"] |= plan.decided(trial.experiment)
+        write_csv(rows, output / "scores.csv")
+        write_csv(done, output / "trials.csv")
     return rows, done
 
 
@@ -251,8 +254,8 @@ def _record(trial: Trial) -> Row:
     file = trial.output / "trial.json"
     if not file.exists():
         return {}
-    noted = json.loads(file.read_text(encoding="utf-8"))
-    if noted["signature"] != _signature(trial):
+    noted = read_json(file, f"Remove {file}: the trial is done again.")
+    if noted.get("signature") != _signature(trial):
         raise error(
             "A folder holds one study: its recipes, cases, folds and sources.",
             f"{trial.output}, done with others",
@@ -271,7 +274,7 @@ def _signature(trial: Trial) -> str:
     if trial.source:
         noted = trial.source.parent / "trial.json"
         source = (
-            json.loads(noted.read_text(encoding="utf-8"))["signature"]
+            read_json(noted, f"Remove {noted}: the trial is done again.")["signature"]
             if noted.exists()
             else checksum(sorted(file for file in trial.source.rglob("*") if file.is_file()))
         )

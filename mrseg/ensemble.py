@@ -26,7 +26,7 @@ from mrseg.maps import Maps, collect
 from mrseg.passes import DEFAULT, Inference
 from mrseg.postprocess import Postprocessing
 from mrseg.segmenter import Asked, Segmenter
-from mrseg.segmenting import cleaned, read_scan
+from mrseg.segmenting import check_fits, cleaned, read_scan
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +175,7 @@ class Ensemble:
         native: Grid = (volume[0].shape, volume[1])
         estimate = self.memory_mb(native, inference=inference, probabilities=scratch is None)
         log.info("%d members: at most %.0f MB besides the networks", len(self.members), estimate)
+        check_fits(estimate)
         total: np.ndarray | None = None
         for number, member in enumerate(self.members, start=1):
             with self._named(number):

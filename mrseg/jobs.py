@@ -105,7 +105,7 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, context, _limit_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin_process, (threads,)) as pool:
         futures: list[Future] = []
         running: set[Future] = set()
         try:
@@ -131,9 +131,18 @@ def _in_processes(
             ) from None
 
 
-def _limit_threads(threads: int) -> None:
+def _begin_process(threads: int) -> None:
     """Tells the libraries of a fresh process, before they are imported, how many cores are theirs."""
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for its next job for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _on_dask(

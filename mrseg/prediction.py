@@ -7,10 +7,9 @@ import functools
 import json
 import logging
 import os
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import nibabel as nib
 
 from mrseg import __version__
 from mrseg._checks import InputError, error
-from mrseg._files import atomic_file, checksum, writable_folder
+from mrseg._files import atomic_file, checksum, clear_abandoned, partial_folder, writable_folder
 from mrseg.data.geometry import Volume, to_canonical, voxel_sizes
 from mrseg.data.io import (
     nifti_path,
@@ -28,16 +27,19 @@ from mrseg.data.io import (
     scan_files,
     scan_name,
     sidecar_path,
+    volume_header,
     write_labels,
     write_volume,
 )
 from mrseg.data.labels import write_label_table
 from mrseg.data.scans import Scan, find_scans
+from mrseg.data.writing import disown
 from mrseg.derivatives import describe, generated_by, write_json
 from mrseg.engines import Engine
 from mrseg.ensemble import together
 from mrseg.jobs import LOST, check_shared, run_jobs
 from mrseg.maps import Maps
+from mrseg.memory import check_memory
 from mrseg.passes import DEFAULT, Inference
 from mrseg.pictures import overlay, save_png
 from mrseg.quantization import Ranges
@@ -140,10 +142,13 @@ def predict_cohort(
     if output.resolve() == Path(data).resolve():
         raise error("Derivatives go into a folder of their own.", output)
     describe(output, "mrseg: segmentations")
+    clear_abandoned(output)
     # Workers elsewhere may have been started in another folder.
     folder = output.absolute()
     scans = [dataclasses.replace(scan, path=scan.path.absolute()) for scan in scans]
     origin = {"sequence": sequence, **_origin(segmenter, inference)}
+    if workers > 1 and not scheduler:
+        _check_memory(segmenter, scans, inference, min(workers, len(scans)))
     with _network(segmenter, folder, workers > 1 or bool(scheduler)) as network:
         task = _Task(network, folder, inference, probabilities, origin)
         rows = run_jobs(
@@ -189,16 +194,26 @@ class _Task:
         return self.output / scan.folder / f"{scan.stem}_desc-mrseg_dseg.nii.gz"
 
 
+def _check_memory(segmenter: Asked, scans: Sequence[Scan], inference: Inference, workers: int) -> None:
+    """Refuses so many processes at once if the largest scan's maps, so many times, cannot fit."""
+    largest = 0.0
+    for scan in scans:
+        with suppress(InputError, OSError):  # told when it is read
+            grid = volume_header(scan.path)  # probabilities lie in a scratch file
+            largest = max(largest, segmenter.memory_mb(grid, inference=inference, probabilities=False))
+    check_memory(workers * largest, f"The maps of {workers} scans at once", "Take fewer --workers.")
+
+
 @contextmanager
 def _network(segmenter: Asked, output: Path, elsewhere: bool) -> Iterator[Asked | tuple[_Saved, ...]]:
     """The segmenter; for other processes folders of its members in the output, as long as they work."""
     if not elsewhere:
         yield segmenter
         return
-    with tempfile.TemporaryDirectory(prefix=".segmenter.", suffix=".partial", dir=output) as folder:
+    with partial_folder(output / "segmenter") as folder:
         yield tuple(
             _Saved(
-                member.save(Path(folder, str(number))),
+                member.save(folder / str(number)),
                 member.digest,
                 _checksum([member.calibration]),
                 member.batch_size,
@@ -259,6 +274,7 @@ def _write(
         progress=progress,
     )
     names = segmenter.class_names
+    disown(files["labels"])
     if maps.probabilities is not None:
         write_json(
             sidecar_path(files["probabilities"]), {"LabelMap": list(names), "GeneratedBy": generated_by()}

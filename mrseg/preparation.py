@@ -19,13 +19,14 @@ import numpy as np
 
 from mrseg import __version__
 from mrseg._checks import IGNORE_LABEL, InputError, error
-from mrseg._files import atomic_file, checksum, writable_folder
+from mrseg._files import atomic_file, checksum, clear_abandoned, writable_folder
 from mrseg.data.bids import bids_names
 from mrseg.data.cases import Case, write_cases
 from mrseg.data.geometry import Volume, check_same_grid, to_canonical, voxel_sizes
 from mrseg.data.io import read_ct, read_sidecar, read_volume, scan_files, scan_name, write_labels
 from mrseg.data.labels import ATTENUATION_CLASSES, class_fractions, hu_to_labels, write_label_table
 from mrseg.data.registration import apply_transform, check_quality, register, save_registration
+from mrseg.data.writing import disown
 from mrseg.derivatives import describe
 from mrseg.formats import write_csv
 from mrseg.jobs import LOST, check_shared, run_jobs
@@ -103,6 +104,7 @@ def prepare(
         )
     output = writable_folder(output)
     describe(output, "mrseg: labels from CT")
+    clear_abandoned(output)
     job = functools.partial(_prepare_scan, labelling=labelling)
     quality = run_jobs(
         job, scans, workers=workers, scheduler=scheduler, desc="preparing", unit="scan", progress=progress,
@@ -192,6 +194,7 @@ def _label_scan(scan: _Scan, labelling: Labelling) -> Row:
         check_quality(registration)
         ct_hu = apply_transform(registration, ct_volume, (mr[0].shape, mr[1]))
         row.update(registration.quality)
+        disown(scan.labels)
         save_registration(registration, scan.registration)
     else:
         check_same_grid(str(scan.image), mr, str(scan.ct), ct_volume)
@@ -200,6 +203,7 @@ def _label_scan(scan: _Scan, labelling: Labelling) -> Row:
     fractions = class_fractions(labels, len(ATTENUATION_CLASSES))
     row.update({f"fraction_{name}": float(f) for name, f in zip(ATTENUATION_CLASSES, fractions, strict=True)})
     row["ignored"] = float((labels == IGNORE_LABEL).mean())
+    disown(scan.labels)
     _draw(scan, mr, ct_hu, labels, labelling.thresholds_hu[1])
     write_label_table(scan.table, ATTENUATION_CLASSES)
     provenance = {"mrseg": __version__, **_sources(scan, labelling), "quality": row}

@@ -433,6 +433,9 @@ class Asked(Protocol):
         scratch: str | Path | None = None,
         progress: bool = False,
     ) -> Maps: ...
+    def memory_mb(  # noqa: D102
+        self, native: Grid, *, inference: Inference = DEFAULT, probabilities: bool = False
+    ) -> float: ...
     def check(self, inference: Inference) -> None: ...  # noqa: D102
 
 

@@ -19,6 +19,7 @@ from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
 from mrseg.inference import LARGEST_MULTIPLE, Slab, predict_slabs, whole
 from mrseg.maps import Maps, collect, memory_mb
+from mrseg.memory import check_memory
 from mrseg.passes import Forward, Inference
 from mrseg.postprocess import Postprocessing
 
@@ -79,6 +80,7 @@ def segment(
         log.warning("the scan holds a few whole numbers alone: is it a label map?")
     estimate = needed_mb(steps, native, inference=inference, probabilities=probabilities and scratch is None)
     log.info("at most %.0f MB besides the network and what computes it", estimate)
+    check_fits(estimate)
     image, affine = steps.preprocessing.image(volume)
     forward, sampling = compiled(image.shape, inference)
     classes = len(steps.class_names)
@@ -93,6 +95,16 @@ def segment(
         probabilities=probabilities, scratch=scratch,
     )  # fmt: skip
     return cleaned(maps, steps.postprocessing)
+
+
+def check_fits(estimate_mb: float) -> None:
+    """Raises InputError if the maps of a scan cannot fit into the memory; warns where others take it."""
+    check_memory(
+        estimate_mb,
+        "A scan's maps",
+        "Take a coarser scan or a machine with more memory; patches (not extent='whole', --whole), a smaller "
+        "--batch-size and no --uncertainty need less, in Python also scratch=.",
+    )
 
 
 def read_scan(scan: str | Path | Volume) -> Volume:

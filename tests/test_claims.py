@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mrseg import claims
+from mrseg import _files, claims
 from mrseg._checks import InputError
 from mrseg.claims import claimed
 
@@ -33,6 +33,19 @@ def test_what_a_folder_was_begun_with_is_kept_and_another_is_named(tmp_path):
         raise AssertionError("not reached")
     with claimed(tmp_path / "run", {"seed": 0, "folds": [1, 2]}, RULE):
         pass  # the refused one has changed nothing
+
+
+def test_a_damaged_note_is_told_and_what_was_half_written_is_removed(tmp_path):
+    left = tmp_path / "checkpoint/.state.json.abc.partial"
+    left.mkdir(parents=True)
+    (left / _files.LOCK).touch()
+    (tmp_path / "run.json").write_text('{"seed":', encoding="utf-8")
+    refused = pytest.raises(InputError, match="run.json is as mrseg wrote it.*same run, remove this file")
+    with refused, claimed(tmp_path, {"seed": 0}, RULE):
+        raise AssertionError("not reached")
+    (tmp_path / "run.json").unlink()
+    with claimed(tmp_path, {"seed": 0}, RULE):
+        assert not left.exists()
 
 
 def test_what_binds_nothing_yet_is_replaced(tmp_path):

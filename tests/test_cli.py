@@ -97,6 +97,17 @@ def test_the_cache_reaches_what_trains(tmp_path, monkeypatch, arguments, module,
     assert given == [Path("cache"), None]
 
 
+@pytest.mark.parametrize("said", ["Unable to allocate 3.2 TiB for an array", ""])
+def test_too_little_memory_is_one_line_with_the_remedy(tmp_path, monkeypatch, capsys, said):
+    def too_much(*_, **__):
+        raise MemoryError(said)
+
+    monkeypatch.setattr(importlib.import_module("mrseg.data.phantom"), "write_cohort", too_much)
+    message = refused(capsys, "phantom", "--output", tmp_path, "--train", "1")
+    assert "fits into the memory. Received: " + (said or "no room for more") in message
+    assert "fewer --workers" in message
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_teaches(command, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrseg import configuration, crossval, experiments
+from mrseg import claims, configuration, crossval, experiments
 from mrseg._checks import InputError
 from mrseg.crossval import cross_validate
 from mrseg.data.cases import Case, read_cases, write_cases
@@ -295,6 +295,27 @@ def test_fewer_subjects_train_as_many_steps(scans, tmp_path):
     training = dataclasses.replace(trials[0].recipe.training, early_stopping=early)
     stopping = dataclasses.replace(trials[0].recipe, training=training)
     assert experiments._lengthened(stopping, 2.0) is stopping
+
+
+def test_a_second_cross_validation_in_one_folder_is_refused(scans, tmp_path, monkeypatch):
+    folder, cases = scans
+    monkeypatch.setattr(claims, "PATIENCE_S", 0.0)
+    (tmp_path / "trials").mkdir()
+    experiment = Experiment("tiny", str(folder / "tiny.yaml"))
+    refused = pytest.raises(InputError, match=f"One process at a time.*which process {os.getpid()} on")
+    with claims.alone(tmp_path / "trials"), refused:
+        cross_validate([experiment], cases, tmp_path, sequence="T2w", folds=2, progress=False)
+    assert os.listdir(tmp_path) == ["trials"]
+
+
+def test_a_damaged_note_of_a_trial_is_told_with_its_name(scans, tmp_path):
+    folder, cases = scans
+    note = tmp_path / "trials/tiny/fold1/trial.json"
+    note.parent.mkdir(parents=True)
+    note.write_text('{"signature": ', encoding="utf-8")
+    experiment = Experiment("tiny", str(folder / "tiny.yaml"))
+    with pytest.raises(InputError, match=f"trial.json is as mrseg wrote it.*Remove {note}"):
+        cross_validate([experiment], cases, tmp_path, sequence="T2w", folds=2, progress=False)
 
 
 def test_a_trial_that_fails_is_named(scans, tmp_path):

@@ -147,3 +147,29 @@ def test_ctrl_c_begins_no_further_job(tmp_path):
             os.killpg(running.pid, signal.SIGKILL)
             running.wait()
     assert len(list(tmp_path.glob("begun*"))) == 2
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_processes_whose_parent_was_killed_end(tmp_path):
+    """Else each would wait for a next job for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\nfrom mrseg.jobs import run_jobs\n"
+        "def job(n):\n    open(f'begun{os.getpid()}', 'w').close()\n    time.sleep(1)\n"
+        "if __name__ == '__main__':\n    run_jobs(job, range(60), workers=2, progress=False)\n",
+        encoding="utf-8",
+    )
+    here = {**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[1])}
+    running = subprocess.Popen(
+        [sys.executable, str(script)], cwd=tmp_path, env=here, stderr=subprocess.DEVNULL
+    )
+    limit = time.monotonic() + 30
+    while len(begun := [int(file.name[5:]) for file in tmp_path.glob("begun*")]) < 2:
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    limit = time.monotonic() + 15
+    while any(Path(f"/proc/{process}").exists() for process in begun):
+        assert time.monotonic() < limit
+        time.sleep(0.05)

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from mrseg import memory, prediction
 from mrseg._checks import InputError
 from mrseg.data.io import read_labels, read_sidecar, write_volume
 from mrseg.data.patches import Sampling
@@ -183,6 +184,37 @@ def test_other_options_another_segmenter_and_missing_files_are_done_again(bright
         (out / "sub-01/anat/sub-01_desc-mrseg_dseg.png").unlink()
     rows = predict_cohort(segmenter, bids, out, inference=inference, probabilities=change == "maps")
     assert statuses(rows)["sub-01"] == "written"
+
+
+@pytest.mark.parametrize("killed_before", ["write_label_table", "save_png", "write_labels"])
+def test_a_kill_between_two_files_vouches_for_neither(bright, bids, tmp_path, monkeypatch, killed_before):
+    """Else files of another run would be taken for those of the first."""
+    out = tmp_path / "out"
+    predict_cohort(bright, bids, out)
+    before = contents(out)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, killed_before, killed)
+    other = dataclasses.replace(bright, class_names=("background", "light"))
+    with pytest.raises(KeyboardInterrupt):
+        predict_cohort(other, bids, out)
+    monkeypatch.undo()
+    assert statuses(predict_cohort(bright, bids, out))["sub-01"] == "written"
+    assert contents(out) == before
+
+
+def test_so_many_processes_that_their_scans_cannot_fit_are_refused_before_any_work(
+    bright, bids, tmp_path, monkeypatch
+):
+    needed_mb = bright.memory_mb(((9, 8, 7), LPS))
+    monkeypatch.setattr(memory, "_STATE", tmp_path / "nowhere")
+    monkeypatch.setattr(memory, "_machine_mb", lambda: 2.9 * needed_mb)
+    (bids / "sub-02/anat/sub-02_T2w.nii.gz").write_bytes(b"no image")  # told later
+    with pytest.raises(InputError, match="maps of 3 scans at once must fit into the memory.*fewer --workers"):
+        predict_cohort(bright, bids, tmp_path / "out", workers=4)
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 
 def test_label_maps_of_another_sequence_are_not_replaced(bright, bids, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from mrseg import preparation
 from mrseg._checks import InputError
 from mrseg.data import phantom
 from mrseg.data.bids import bids_files
@@ -162,6 +163,24 @@ def test_workers_of_dask_write_the_very_files(cohort, tmp_path):
 
 def contents(folder):
     return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("killed_before", ["save_png", "write_label_table", "write_labels"])
+def test_a_kill_between_two_files_vouches_for_neither(cohort, tmp_path, monkeypatch, killed_before):
+    """Else pictures of other thresholds would be taken for those of the labels."""
+    prepare(cohort, tmp_path, labelling=Labelling(stages=()), progress=False)
+    before = contents(tmp_path)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparation, killed_before, killed)
+    other = Labelling((-400.0, 300.0), stages=())
+    with pytest.raises(KeyboardInterrupt):
+        prepare(cohort, tmp_path, labelling=other, progress=False)
+    monkeypatch.undo()
+    prepare(cohort, tmp_path, labelling=Labelling(stages=()), progress=False)
+    assert contents(tmp_path) == before
 
 
 def test_a_half_written_sidecar_is_made_again(cohort, tmp_path):

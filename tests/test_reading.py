@@ -113,16 +113,6 @@ def test_a_cache_that_cannot_be_written_is_told_before_anything_is_read(tmp_path
         )
 
 
-def test_the_memory_of_a_container_counts_where_it_is_less(tmp_path, monkeypatch):
-    machine_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
-    limits = [tmp_path / name for name in ("max", "low", "missing")]
-    limits[0].write_text("max\n", encoding="utf-8")
-    monkeypatch.setattr(reading, "_CONTAINER_LIMITS", limits)
-    assert reading.memory_mb() == machine_mb
-    limits[1].write_text("1000000\n", encoding="utf-8")
-    assert reading.memory_mb() == 1
-
-
 @pytest.mark.slow
 def test_networks_trained_on_the_same_patches_from_disk_are_the_same(tmp_path, cases):
     recipe = load_recipe("phantom_t1", TINY)

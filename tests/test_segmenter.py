@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import mrseg
+from mrseg import memory
 from mrseg._checks import InputError
 from mrseg.baselines.crf import dense_crf_volume
 from mrseg.data.io import write_volume
@@ -174,6 +175,16 @@ def test_the_memory_stated_for_a_scan_s_header_is_that_logged_for_the_scan(caplo
         made.predict(volume, probabilities=True)
     stated = made.memory_mb((volume[0].shape, LPS), probabilities=True)
     assert f"at most {stated:.0f} MB" in caplog.text
+
+
+def test_a_scan_too_large_for_the_memory_is_refused_before_any_work(monkeypatch):
+    made, volume = segmenter(), random_scan()
+    needed_mb = made.memory_mb((volume[0].shape, LPS))
+    monkeypatch.setattr(memory, "_STATE", Path("nowhere"))
+    monkeypatch.setattr(memory, "_machine_mb", lambda: 0.99 * needed_mb)
+    monkeypatch.setattr(Preprocessing, "image", None)  # not reached
+    with pytest.raises(InputError, match="maps must fit into the memory.*smaller --batch-size"):
+        made.predict(volume)
 
 
 def test_volumes_of_all_sizes_and_options_share_one_trace():

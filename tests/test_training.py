@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import logging
 import random
 import threading
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from mrseg import training
+from mrseg import checkpoint, training
 from mrseg._checks import InputError
 from mrseg.data.patches import Sampling
 from mrseg.data.pipeline import build_dataset, grid_order
@@ -98,6 +100,66 @@ def test_a_killed_run_goes_on_and_ends_with_the_very_weights_of_an_unbroken_one(
     assert resumed_history == history
     for one, other in zip(weights(unbroken), weights(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def flip_a_bit_in_the_middle(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("which", "damage"),
+    [
+        ("epoch0001.keras", flip_a_bit_in_the_middle),
+        ("epoch0001.keras", halve),
+        ("epoch0001.keras", Path.unlink),
+        ("state.json", halve),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_and_never_trained_on(tmp_path, monkeypatch, which, damage):
+    settings = Training(epochs=2, batch_size=2, learning_rate=1e-2)
+    die_in_the_second_epoch(monkeypatch)
+    with pytest.raises(Killed):
+        run(tmp_path, settings)
+    monkeypatch.undo()
+    damage(tmp_path / "checkpoint" / which)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=f"{which} is as mrseg wrote it.*remove .*begins anew"):
+        run(tmp_path, settings)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_damaged_best_network_is_told(tmp_path):
+    settings = Training(epochs=1, batch_size=2, keep="loss")
+    run(tmp_path, settings)
+    halve(tmp_path / "best.weights.h5")
+    with pytest.raises(InputError, match="best.weights.h5 is as mrseg wrote it.*remove"):
+        run(tmp_path, settings)
+
+
+def test_a_run_that_was_killed_as_it_ended_early_has_its_whole_log(tmp_path, monkeypatch):
+    settings = Training(epochs=9, batch_size=2, early_stopping=EarlyStopping(monitor="loss", patience=1))
+    settings = dataclasses.replace(settings, learning_rate=1e-9, optimizer="sgd")  # the loss stays as it is
+    write, done = checkpoint.atomic_file, []
+
+    def killed_after_the_state(path):
+        if done and done[-1].name == "state.json" and json.loads(done[-1].read_text("utf-8"))["finished"]:
+            raise Killed
+        done.append(Path(path))
+        return write(path)
+
+    monkeypatch.setattr(checkpoint, "atomic_file", killed_after_the_state)
+    with pytest.raises(Killed):
+        run(tmp_path, settings)
+    monkeypatch.undo()
+    _, history = run(tmp_path, settings)
+    log = (tmp_path / "log.csv").read_text(encoding="utf-8").splitlines()
+    assert 1 < len(history) < 9 and len(log) == 1 + len(history)
 
 
 def test_a_killed_run_with_rates_per_group_goes_on_with_them(tmp_path):
@@ -210,7 +272,7 @@ def test_the_log_has_a_row_an_epoch_and_no_temporary_file_stays(tmp_path):
     assert {"loss", "dice_bone", "val_loss", "learning_rate"} <= set(rows[0])
     assert float(rows[1]["val_loss"]) == history[1]["val_loss"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "log.csv"]
-    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text(encoding="utf-8"))["finished"]
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text("utf-8"))["finished"]
 
 
 def test_the_plateau_multiplies_the_rate_and_early_stopping_ends_the_run(tmp_path):

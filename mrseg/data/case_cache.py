@@ -6,7 +6,6 @@ file. It appears whole or not at all, and begins with a checksum of the rest.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -28,7 +27,7 @@ import numpy as np
 
 from mrseg import __version__
 from mrseg._checks import error
-from mrseg._files import atomic_file, checksum, told_when_full, writable_folder
+from mrseg._files import atomic_file, checksum, clear_abandoned, told_when_full, writable_folder
 from mrseg.data.io import scan_files
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,6 @@ OPEN_FILES = 32
 _CHUNK_CACHE_BYTES = 256 * 1024  # of each array; less than a chunk makes HDF5 read row by row
 _HEAD_BYTES = 512  # an HDF5 file may begin with so much of something else
 _SETTLED_NS = 2 * 10**9  # a file that is younger may change within one tick of its clock
-_ABANDONED_S = 24 * 3600.0
 
 #: Image (x, y, z) float32 and labels (x, y, z) uint8.
 Pair = tuple[np.ndarray, np.ndarray]
@@ -104,7 +102,7 @@ class CaseCache:
 
     def __init__(self, folder: str | Path):
         self.folder = writable_folder(folder)
-        self._sweep()
+        clear_abandoned(self.folder)
 
     def get(self, sources: Sequence[Path], settings: Mapping[str, Any], make: Callable[[], Pair]) -> Pair:
         """A case from disk, after ``make`` has made it if it was not there or was damaged.
@@ -157,13 +155,6 @@ class CaseCache:
             with atomic_file(note) as temporary:
                 temporary.write_text(json.dumps({"files": state, "sha256": digest}), encoding="utf-8")
         return digest
-
-    def _sweep(self) -> None:
-        """Removes what killed processes left of files they were writing."""
-        for left in self.folder.glob(".*.partial"):
-            with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > _ABANDONED_S:
-                    shutil.rmtree(left, ignore_errors=True)
 
 
 class _Files:

@@ -112,6 +112,19 @@ def _save_with_sidecar(path: Path, image: nibabel.Nifti1Image, content: Mapping[
     with atomic_file(sidecar_path(path)) as temporary_json, atomic_file(path) as temporary:
         nibabel.save(image, temporary)
         temporary_json.write_text(text + "\n", encoding="utf-8")
+        disown(path)
+
+
+def disown(path: Path) -> None:
+    """Removes the sidecar of an image that is about to be replaced, with the files beside it.
+
+    A kill in between then leaves files that nothing vouches for, not new ones with the older ones' origin.
+
+    Raises:
+        InputError: the JSON file beside the image is no sidecar of ours.
+    """
+    _keep_foreign_sidecar(sidecar_path(path))
+    sidecar_path(path).unlink(missing_ok=True)
 
 
 def _keep_foreign_sidecar(path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from mrseg._files import writable_folder
 from mrseg.data.cases import Case
 from mrseg.data.examples import Contrasts, Example, examples_mb, load_examples, load_images
+from mrseg.memory import memory_mb
 from mrseg.recipes.loader import Recipe
 
 log = logging.getLogger(__name__)
@@ -18,8 +18,6 @@ log = logging.getLogger(__name__)
 MEMORY_SHARE = 0.5
 #: Where they lie, in the folder of the run, unless a cache was named.
 CASE_CACHE = "case_cache"
-
-_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def having(recipe: Recipe, cases: Sequence[Case], sequence: str) -> list[Case]:
@@ -105,12 +103,3 @@ def place_of_examples(
         needed_mb / 1e3, 100 * MEMORY_SHARE, memory_mb() / 1e3, output / CASE_CACHE,
     )  # fmt: skip
     return output / CASE_CACHE
-
-
-def memory_mb() -> float:
-    """Memory of the machine in MB (10^6 bytes), or less where a container is given less."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in map(Path, _CONTAINER_LIMITS):
-        text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-        sizes += [int(text)] if text.isdigit() else []
-    return min(sizes) / 1e6
