@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -18,6 +17,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from mrseg._checks import error
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 #: A file that the process which writes a folder has locked.
 LOCK = ".mrseg.lock"
@@ -125,6 +129,8 @@ def try_lock(stream: IO[str]) -> bool | None:
 
     The system frees the lock when the file is closed, also that of a process that was killed.
     """
+    if fcntl is None:
+        return None
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as reason:
