@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -24,9 +25,12 @@ from mrseg.data.normalization import lcn
 from mrseg.data.patches import Sampling, cut_input, patch_starts
 from mrseg.data.pipeline import build_dataset
 from mrseg.data.preprocessing import Preprocessing
+from mrseg.engines import Engine
+from mrseg.graphs import compile_engine, convert
 from mrseg.inference import predict_probabilities
 from mrseg.metrics import surface_distances
 from mrseg.passes import Inference
+from mrseg.quantization import Calibrator
 from mrseg.transfer import cache_features, find_cut, train_last
 
 pytestmark = pytest.mark.speed
@@ -187,3 +191,24 @@ def test_a_segmenter_beside_model_predict_patch_by_patch(guard):
 
     np.testing.assert_array_equal(np.asarray(segmenter(volume).dataobj), patches())
     guard(patches, lambda: segmenter(volume), at_least=3.0)
+
+
+def _has_vnni():
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not _has_vnni(), reason="the processor has no instructions for whole numbers of 8 bits")
+def test_int8_beside_float32(guard, tmp_path):
+    model = mrseg.models.unet((128, 128, 1), num_classes=3, filters=32, head="softmax")
+    shape = (2, 128, 128, 1)
+    batch = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    watched = Calibrator(convert(model, shape, "openvino", tmp_path))
+    watched(batch)
+    exact, coarse = (
+        compile_engine(model, shape, Engine("openvino", precision), watched.ranges)
+        for precision in ("float32", "int8")
+    )
+    guard(lambda: exact(batch), lambda: coarse(batch), at_least=1.2)
