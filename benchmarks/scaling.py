@@ -45,8 +45,8 @@ def main() -> None:
     table = []
     with (
         tempfile.TemporaryDirectory() as scratch,
-        LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as two,
-        LocalCluster(1, threads_per_worker=1, dashboard_address=":0") as one,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as two,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as one,
     ):
         places = {"2 workers": two.scheduler_address, "1 worker": one.scheduler_address}
         for name in options.only:
