@@ -349,7 +349,9 @@ def test_workers_load_every_member_once_and_write_the_very_files(tmp_path, monke
         return loaded[-1][1]
 
     monkeypatch.setattr(Segmenter, "load", recorded)
-    with distributed.LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=":0") as one:
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+    ) as one:
         rows = predict_cohort(both, tmp_path / "raw", tmp_path / "there", scheduler=one.scheduler_address)
     assert statuses(rows) == ["written", "written"]
     assert [(made.engine, made.threads, made.batch_size) for _, made in loaded] == [

@@ -87,7 +87,7 @@ def test_a_job_that_kills_every_worker_is_told_and_the_others_are_done():
     dask = pytest.importorskip("dask")
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
-        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
     ):
         options = {"scheduler": cluster.scheduler_address, "progress": False}
         done = run_jobs(_kill_or_square, [2, -1, 3], lost=lambda job: ("lost", job), **options)

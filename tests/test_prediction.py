@@ -133,7 +133,9 @@ def test_workers_of_dask_write_the_very_files_and_load_the_network_once(bright, 
     monkeypatch.setattr(Segmenter, "load", recorded)
     # Relative paths are those of this process, not of the workers.
     monkeypatch.chdir(tmp_path)
-    with distributed.LocalCluster(1, threads_per_worker=2, processes=False, dashboard_address=":0") as one:
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+    ) as one:
         there = predict_cohort(bright, bids, "there", scheduler=one.scheduler_address)
         assert statuses(here) == statuses(there)
         assert list(statuses(there).values()) == ["written", "failed", "written"]
@@ -152,7 +154,7 @@ def test_a_killed_worker_loses_nothing_and_finished_scans_are_not_done_again(bri
     for number in range(16):
         write_scan(tmp_path / f"raw/sub-{number:02d}/anat/sub-{number:02d}_T2w.nii.gz", number)
     with (
-        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster.scheduler_address) as client,
         ThreadPoolExecutor(1) as thread,
     ):

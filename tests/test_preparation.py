@@ -153,7 +153,9 @@ def test_a_second_run_does_nothing_again_and_other_thresholds_do(cohort, tmp_pat
 def test_workers_of_dask_write_the_very_files(cohort, tmp_path):
     distributed = pytest.importorskip("distributed")
     prepare(cohort, tmp_path / "here", labelling=REGISTERED, progress=False)
-    with distributed.LocalCluster(2, 1, processes=False, dashboard_address=":0") as cluster:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
+    ) as cluster:
         prepare(
             cohort, tmp_path / "there", labelling=REGISTERED, progress=False,
             scheduler=cluster.scheduler_address,
