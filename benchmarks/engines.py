@@ -62,7 +62,7 @@ def main() -> None:
     table = []
     for network in options.networks:
         table += compared(network, tuple(options.shape), low, options.rounds, options.threads)
-    write_csv(table, options.output)
+        write_csv(table, options.output)
 
 
 def runs(precision: str) -> bool:
