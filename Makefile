@@ -1,7 +1,7 @@
 # make demo   the main job on the built-in phantom (6 to 8 minutes on two cores, after the install)
 # make test   what every change must pass
 # make check  make test and the long checks besides
-# make bench  every benchmark beside its peers, and one table of them (about 40 minutes on two cores)
+# make bench  every benchmark beside its peers, and one table of them (an hour and a half on two cores)
 # make docs   the documentation's site, in site/; a warning is an error
 # make lowest the tests on the oldest versions that setup.cfg allows
 # make dist   wheel and sdist, in dist/

@@ -45,9 +45,11 @@ def compile_engine(
     if not engine.converts:
         return compile_forward(model, batch_shape)
     engine.check()
+    ranges = ranges if engine.precision == "int8" else None
+    # OpenVINO computes patches side by side, each by itself.
+    shape = (1, *batch_shape[1:]) if engine.name == "openvino" else batch_shape
     with tempfile.TemporaryDirectory() as folder:
-        ranges = ranges if engine.precision == "int8" else None
-        return engine.forward(convert(model, batch_shape, engine.name, folder, ranges))
+        return engine.forward(convert(model, shape, engine.name, folder, ranges), batch_shape[0])
 
 
 def convert(
@@ -167,11 +169,26 @@ def _write_openvino(graph: Any, output: str, file: Path, ranges: Ranges | None) 
         # What only training needs dangles as further outputs.
         answer = read.output(output).get_node().input_value(0)
         network = openvino.Model([answer], read.get_parameters(), "network")
+        _soften_by_channel(openvino, network)
         if ranges is not None:
             quantize(network, ranges)
         openvino.save_model(network, file, compress_to_fp16=False)
     finally:
         protobuf.unlink()
+
+
+def _soften_by_channel(openvino: Any, network: Any) -> None:
+    """A softmax over classes that come last becomes one over classes that come first, which is faster."""
+    ops = openvino.opset13
+    for node in network.get_ordered_ops():
+        axes = len(node.get_output_partial_shape(0))
+        if node.get_type_name() != "Softmax" or node.get_attributes()["axis"] % axes != axes - 1:
+            continue
+        first = ops.transpose(node.input_value(0), np.array([0, axes - 1, *range(1, axes - 1)]))
+        last = ops.transpose(ops.softmax(first, 1), np.array([0, *range(2, axes), 1]))
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(last.output(0))
+    network.validate_nodes_and_infer_types()
 
 
 def _write_onnx(graph: Any, output: str, file: Path, _: Ranges | None) -> None:

@@ -71,6 +71,17 @@ def test_a_file_is_run_with_keras_order_of_axes(engine, files):
     np.testing.assert_array_equal(first, known)  # and the first answer is still the first
 
 
+@pytest.mark.parametrize(("threads", "size"), [(1, 4), (2, 4), (2, 6), (4, 2)])
+def test_parts_of_a_batch_side_by_side_come_back_in_their_order(threads, size, files):
+    forward = Engine("openvino", threads=threads).forward(files["openvino"], size)
+    batch = np.arange(16 * size, dtype=np.float32).reshape(size, 4, 4, 1)
+    first = forward(batch)
+    np.testing.assert_array_equal(first, np.concatenate([2 * batch, batch / 2], -1))
+    kept = first.copy()
+    forward(-batch)
+    np.testing.assert_array_equal(first, kept)
+
+
 @pytest.fixture
 def untried():
     """What was found out about the processor is forgotten, before and after."""
