@@ -29,7 +29,7 @@ from mrseg.formats import write_csv
 CLASSES = 3
 #: Network -> its arguments, patch and overlap, neighbouring slices, patches in one call.
 WORK: dict[str, tuple[dict[str, Any], tuple[int, int, int], float, int, int]] = {
-    "se_unet3d": ({"filters": 16}, (128, 128, 48), 0.5, 0, 1),
+    "se_unet3d": ({"filters": 16}, (128, 128, 48), 0.5, 0, 2),
     "segnet": ({}, (256, 256, 1), 0.0, 0, 4),
     "unet": ({"head": "softmax"}, (256, 256, 1), 0.0, 0, 4),
     "attention_unet": ({"head": "softmax"}, (256, 256, 1), 0.0, 0, 4),
@@ -37,7 +37,11 @@ WORK: dict[str, tuple[dict[str, Any], tuple[int, int, int], float, int, int]] = 
     "vgg_fcn": ({}, (256, 256, 1), 0.0, 1, 4),
 }
 #: Peer -> axes of the input with its channels -> times as long as mrseg it should take.
-GOALS = {"PyTorch float32": {4: 3.0, 3: 2.0}, "PyTorch bfloat16": {4: 1.5}}
+GOALS = {
+    "PyTorch float32": {4: 3.0, 3: 2.0},
+    "PyTorch float32, 1 window": {4: 3.0},
+    "PyTorch bfloat16": {4: 1.5},
+}
 HEADS = (4242, 4243, 4244)
 CALIBRATION = (1, 2, 3)
 WEIGHTS = "phantom_t1_se_unet3d"
@@ -91,16 +95,17 @@ def compared(
         "tensorflow float32": ("tensorflow", "float32", "patch"),
         "onnx float32": ("onnx", "float32", "patch"),
     }
+    # Ours takes its own number of patches in a call; the peer's best is not known beforehand.
+    batch = WORK[network][-1]
+    theirs = {f"PyTorch {p}": (p, batch) for p in precisions if p != "int8"}
     if network == "se_unet3d":
+        theirs |= {"PyTorch float32, 1 window": ("float32", 1)}
         wanted |= {f"openvino {p}, whole": ("openvino", p, "whole") for p in precisions}
     methods = {
         name: rounds.Worker("engines:ours", network, shape, *how, threads) for name, how in wanted.items()
     } | {
-        f"PyTorch {p}": rounds.Worker(
-            "engines:peer", network, shape, p, threads, variables=twin.TUNED_ALLOCATOR
-        )
-        for p in precisions
-        if p != "int8"
+        name: rounds.Worker("engines:peer", network, shape, *how, threads, variables=twin.TUNED_ALLOCATOR)
+        for name, how in theirs.items()
     }
     try:
         answers = {name: method.result() for name, method in methods.items()}  # the first run of each
@@ -203,7 +208,9 @@ def calibrated(model: Any, volume: np.ndarray, sampling: Any) -> dict[str, tuple
     return watched.ranges
 
 
-def peer(network: str, shape: tuple[int, ...], precision: str, threads: int) -> Callable[[], np.ndarray]:
+def peer(
+    network: str, shape: tuple[int, ...], precision: str, batch: int, threads: int
+) -> Callable[[], np.ndarray]:
     """PyTorch's way with the same weights: MONAI's sliding window, or batches of slices."""
     import warnings
 
@@ -213,7 +220,7 @@ def peer(network: str, shape: tuple[int, ...], precision: str, threads: int) -> 
 
     warnings.simplefilter("ignore")  # deprecations within the peers
     torch.set_num_threads(threads)
-    _, _, overlap, neighbours, batch = WORK[network]
+    _, _, overlap, neighbours, _ = WORK[network]
     model, patch = model_of(network, shape), patch_of(network, shape)
     module = twin.twin(model).eval()
     twin.check(model, module)
