@@ -1,5 +1,6 @@
 """Jobs: the same results wherever they are done, all tried before a failure is raised."""
 
+import functools
 import math
 import os
 import pickle
@@ -134,6 +135,8 @@ def test_ctrl_c_begins_no_further_job(tmp_path):
     running = subprocess.Popen(
         [sys.executable, str(script)], cwd=tmp_path, env=here, start_new_session=True,
         stderr=subprocess.DEVNULL,
+        # A shell lets what it starts in the background ignore Ctrl-C, and so would the tests' processes.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         limit = time.monotonic() + 30
