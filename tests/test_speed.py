@@ -114,7 +114,7 @@ def test_sliding_a_window_beside_the_plain_loop(guard):
 
 
 def test_local_contrast_beside_scipy(guard):
-    image = np.random.default_rng(0).normal(100, 20, (128, 128, 24)).astype(np.float32)
+    image = np.random.default_rng(0).normal(100, 20, (256, 256, 48)).astype(np.float32)
 
     def scipy():
         v = image - ndimage.gaussian_filter(image, (4, 4, 0), truncate=2.0)
@@ -122,7 +122,7 @@ def test_local_contrast_beside_scipy(guard):
         return v / np.maximum(s, s.mean(axis=(0, 1), keepdims=True))
 
     np.testing.assert_allclose(lcn(image), scipy(), atol=1e-4)
-    guard(scipy, lambda: lcn(image), at_least=1.3)
+    guard(scipy, lambda: lcn(image), at_least=1.5)
 
 
 def test_changes_of_intensities_beside_tensorflow_s_own_operations(guard):
