@@ -94,7 +94,7 @@ class Checkpoint(keras.callbacks.Callback):
         state = read_state(self.folder)
         file = self.folder / "checkpoint" / state["model"]
         with _whole(file, self.folder):
-            if checksum([file]) != state.get("sha256", checksum([file])):
+            if "sha256" in state and checksum([file]) != state["sha256"]:
                 raise ValueError("another checksum")
             saved = keras.saving.load_model(file, safe_mode=True)
         _assign(model.weights, saved.weights, self.folder)

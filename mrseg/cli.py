@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrseg import __version__
 from mrseg._checks import InputError, error
-from mrseg.commands import add_commands, add_workers
+from mrseg.commands import add_commands, add_segmenter, add_workers
 from mrseg.scan_commands import add_scan_commands
 from mrseg.segmenter_commands import add_segmenter_commands
 from mrseg.study_commands import add_study_commands
@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
 
     predict = command("predict", _predict, "segment a scan or a cohort on the scans' own grids", PREDICT)
-    _add_segmenter(predict, nargs="+")
+    add_segmenter(predict, several=True)
     what = predict.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", type=Path, help="scan: NIfTI, MGZ, NRRD, MHA, or DICOM folder")
     what.add_argument("--data", type=Path, help="manifest (TSV), BIDS folder, or folder of a known data set")
@@ -213,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(predict)
 
     evaluate = command("evaluate", _evaluate, "score a segmenter on the test cases of a manifest", EVALUATE)
-    _add_segmenter(evaluate, nargs="+")
+    add_segmenter(evaluate, several=True)
     evaluate.add_argument(
         "--data", type=Path, required=True, help="manifest (TSV) or folder of a known data set"
     )
@@ -252,14 +252,6 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(command)
     add_scan_commands(command)
     return parser
-
-
-def _add_segmenter(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    more = "; of several, the mean probabilities" if nargs else ""
-    parser.add_argument(
-        "--segmenter", type=Path, required=True, nargs=nargs,
-        help=f"its folder, or a name of `mrseg weights`{more}",
-    )  # fmt: skip
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,15 @@ def add_workers(parser: argparse.ArgumentParser, default: int = 1) -> None:
     parser.add_argument("--scheduler", default="", metavar="ADDRESS", help="of Dask, instead of --workers")
 
 
+def add_segmenter(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Adds ``--segmenter``, which takes one, or a list of one or more."""
+    more = "; of several, the mean probabilities" if several else ""
+    parser.add_argument(
+        "--segmenter", type=Path, required=True, nargs="+" if several else None,
+        help=f"its folder, or a name of `mrseg weights`{more}",
+    )  # fmt: skip
+
+
 CLEAN = """\
 Classes are numbers of the label map; sizes are in mm. The steps run in the order of the options below; at
 least one is needed. Voxels of 255 stay as they are. A removed voxel takes the class around its piece.

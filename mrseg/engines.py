@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mrseg._checks import choice, error
+from mrseg._checks import InputError, choice, error
 from mrseg.passes import Forward
 
 ENGINES = ("tensorflow", "openvino", "onnx")
@@ -37,8 +37,9 @@ class Engine:
             built with; ``openvino`` and ``onnx`` convert the network and need
             ``pip install 'mrseg[openvino]'`` or ``'mrseg[onnx]'``.
         precision: ``float32``, or of OpenVINO alone ``bfloat16`` (8 binary digits instead of 24; faster where
-            the processor multiplies matrices in it, AMX) and ``int8`` (whole numbers of 8 bits, after a
-            calibration, `mrseg.quantization`; faster on processors with VNNI too).
+            the processor multiplies matrices in it, AMX) and ``int8`` (convolutions in whole numbers of 8
+            bits, after a calibration, `mrseg.quantization`; faster on processors with VNNI too; what is no
+            convolution in bfloat16 where the processor can, else in float32).
         threads: of the processor; None takes all of its cores. TensorFlow takes the number from the
             environment variable TF_NUM_INTRAOP_THREADS when it starts.
 
@@ -124,22 +125,12 @@ def package(engine: str, *more: str) -> Any:
 
 
 def _read_openvino(file: Path, engine: Engine, batch_size: int | None) -> Forward:
-    openvino = package("openvino")
-    core = openvino.Core()
-    network = core.read_model(file)
+    network = package("openvino").Core().read_model(file)
     rows = network.input(0).get_shape()[0]
     parts = 1 if batch_size is None else batch_size // rows
     # Cores that each have a patch of their own do not wait for each other.
     streams = min(parts, engine.threads or os.cpu_count() or 1)
-    settings: dict[str, Any] = {
-        # Named in any case: left to itself, OpenVINO computes in bfloat16 where the processor can.
-        # Where a file's numbers are laid over int8, that stands in the file; the rest of it is float32.
-        "INFERENCE_PRECISION_HINT": "bf16" if engine.precision == "bfloat16" else "f32",
-        "NUM_STREAMS": streams,
-    }
-    if engine.threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = engine.threads
-    compiled = core.compile_model(network, "CPU", settings)
+    compiled = compile_openvino(network, engine, streams)
     requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def forward(batch: np.ndarray) -> np.ndarray:
@@ -155,6 +146,30 @@ def _read_openvino(file: Path, engine: Engine, batch_size: int | None) -> Forwar
         return answers[0] if parts == 1 else np.concatenate(answers)
 
     return forward
+
+
+def compile_openvino(network: Any, engine: Engine, streams: int = 1) -> Any:
+    """An ``openvino.Model`` compiled for the processor, for so many requests side by side."""
+    settings: dict[str, Any] = {
+        # Named in any case: left to itself, OpenVINO computes in bfloat16 where the processor can.
+        # Where a file's numbers are laid over int8, that stands in the file; this is for the rest of it.
+        "INFERENCE_PRECISION_HINT": "bf16" if _rests_on_bfloat16(engine.precision) else "f32",
+        "NUM_STREAMS": streams,
+    }
+    if engine.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = engine.threads
+    return package("openvino").Core().compile_model(network, "CPU", settings)
+
+
+def _rests_on_bfloat16(precision: str) -> bool:
+    """Whether what is not int8 is computed in bfloat16: in int8 too, where the processor can."""
+    if precision != "int8":
+        return precision == "bfloat16"
+    try:
+        _check_precision("bfloat16")
+    except InputError:
+        return False
+    return True
 
 
 def _read_onnx(file: Path, engine: Engine, _: int | None) -> Forward:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mrseg._checks import error
-from mrseg.engines import package
+from mrseg.engines import Engine, compile_openvino, package
 
 #: Checksum of a convolution's weights -> smallest and largest number that came into it.
 Ranges = dict[str, tuple[float, float]]
@@ -48,10 +48,8 @@ class Calibrator:
             axes = ops.constant(np.arange(len(into.get_partial_shape())))
             seen += [reduce(into, axes).output(0) for reduce in (ops.reduce_min, ops.reduce_max)]
         watched = openvino.Model([network.output(0), *seen], network.get_parameters(), "watched")
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        self._request = openvino.Core().compile_model(watched, "CPU", settings).create_infer_request()
+        compiled = compile_openvino(watched, Engine("openvino", threads=threads))
+        self._request = compiled.create_infer_request()
         self.ranges: Ranges = {}
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from mrseg._checks import error, existing_folder
-from mrseg.commands import AddCommand
+from mrseg.commands import AddCommand, add_segmenter
 
 CALIBRATE = """\
 int8 on a processor: convolutions compute in whole numbers of 8 bits, faster than in float32. What ranges the
@@ -46,13 +46,13 @@ T1-w heads come with mrseg. Nothing is ever downloaded.
 def add_segmenter_commands(command: AddCommand) -> None:
     """Adds the parsers, each made by ``command``."""
     calibrate = command("calibrate", _calibrate, "prepare a segmenter for int8, on some scans", CALIBRATE)
-    _add_segmenter(calibrate)
+    add_segmenter(calibrate)
     calibrate.add_argument("--input", type=Path, nargs="+", required=True, metavar="SCAN", help="scans")
     calibrate.add_argument("--output", type=Path, required=True, help="folder for the calibrated segmenter")
     calibrate.add_argument("--threads", type=int, help="default: all cores")
 
     export = command("export", _export, "write a segmenter's network for OpenVINO or ONNX Runtime", EXPORT)
-    _add_segmenter(export)
+    add_segmenter(export)
     export.add_argument("--format", required=True, choices=("openvino", "onnx"), help="who is to read it")
     export.add_argument("--output", type=Path, required=True, help="folder for the network and its card")
     export.add_argument(
@@ -67,12 +67,6 @@ def add_segmenter_commands(command: AddCommand) -> None:
     moves = weights.add_mutually_exclusive_group()
     moves.add_argument("--import", dest="source", type=Path, metavar="PATH", help="segmenter folder or .zip")
     moves.add_argument("--export", dest="archive", type=Path, metavar="ZIP", help="pack the named weights")
-
-
-def _add_segmenter(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--segmenter", type=Path, required=True, help="its folder, or a name of `mrseg weights`"
-    )
 
 
 def _calibrate(options: argparse.Namespace) -> None:

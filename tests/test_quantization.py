@@ -85,8 +85,11 @@ def naive(image, first, second, low, high):
     return (inner @ second[0, 0])[None]
 
 
+@pytest.mark.parametrize("rest", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 7.0), (-5.0, 0.0)])
-def test_eight_bits_are_what_they_are_by_hand(low, high, weights, tmp_path):
+def test_eight_bits_are_what_they_are_by_hand(low, high, rest, weights, tmp_path, monkeypatch):
+    if rest == "float32":  # of a processor that has no bfloat16
+        monkeypatch.setattr("mrseg.engines._check_precision", _without_bfloat16)
     model = two_convolutions(*weights)
     watched = Calibrator(convert(model, SHAPE, "openvino", tmp_path))
     exact = watched(batch(low, high))
@@ -95,7 +98,23 @@ def test_eight_bits_are_what_they_are_by_hand(low, high, weights, tmp_path):
     )
     known = naive(batch(low, high).astype(np.float64), *weights, low, high)
     assert np.abs(known - exact).max() > 0.01  # 8 bits are seen
-    np.testing.assert_allclose(coarse, known, rtol=1e-3, atol=2e-3 * np.abs(known).max())
+    # The last convolution is the rest; bfloat16 has 8 binary digits, and rounds what goes in and comes out.
+    apart = 2e-3 if rest == "float32" else 2 * 2**-8
+    np.testing.assert_allclose(coarse, known, rtol=1e-3, atol=apart * np.abs(known).max())
+
+
+def _without_bfloat16(precision):
+    if precision == "bfloat16":
+        raise InputError("no bfloat16 here")
+
+
+def test_what_is_not_int8_is_bfloat16_where_the_processor_can(monkeypatch):
+    asked = []
+    monkeypatch.setattr("mrseg.engines._check_precision", asked.append)
+    assert [engines._rests_on_bfloat16(p) for p in ("float32", "bfloat16", "int8")] == [False, True, True]
+    assert asked == ["bfloat16"]  # of int8 alone: float32 needs nothing, bfloat16 was checked before
+    monkeypatch.setattr("mrseg.engines._check_precision", _without_bfloat16)
+    assert not engines._rests_on_bfloat16("int8")
 
 
 def test_the_convolutions_of_a_network_compute_in_int8_but_for_the_last(tmp_path):
