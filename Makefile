@@ -37,6 +37,7 @@ bench: .venv-bench/installed
 	for name in $(BENCHMARKS); do \
 	  echo "== $$name"; PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/$$name.py --output $(RESULTS)/$$name.csv || exit 1; \
 	done
+	PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/engines.py --dice --output $(RESULTS)/engines_dice.csv
 	PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/gpu.py --small --output $(RESULTS)/gpu.csv
 	$(BENCH) benchmarks/table.py $(RESULTS)
 

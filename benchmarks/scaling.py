@@ -29,7 +29,7 @@ from mrseg.preparation import Labelling, prepare
 
 GOAL = 1.7
 #: Scans to prepare and to predict, subjects to cross-validate; the small number is for trying.
-SCANS, FEW = {"prepare": 8, "predict": 16, "crossval": 8}, {"prepare": 2, "predict": 4, "crossval": 4}
+SCANS, FEW = {"prepare": 4, "predict": 16, "crossval": 8}, {"prepare": 2, "predict": 4, "crossval": 4}
 EPOCHS = 4
 
 
@@ -75,13 +75,15 @@ def _on(run: Callable[[str], int], address: str) -> Callable[[], int]:
 
 
 def preparation(folder: Path, scans: int) -> Callable[[str], int]:
-    """Registration of the CT, labels, pictures."""
+    """Rigid registration of the CT, labels, pictures."""
     cases = read_cases(write_cohort(folder / "raw", subjects={"train": scans}))
     numbers = itertools.count()
 
     def run(address: str) -> int:
         output = folder / f"run{next(numbers)}"
-        _, quality = prepare(cases, output, labelling=Labelling(), scheduler=address, progress=False)
+        _, quality = prepare(
+            cases, output, labelling=Labelling(stages=("rigid",)), scheduler=address, progress=False
+        )
         return len(quality)
 
     return run

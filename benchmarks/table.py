@@ -1,6 +1,7 @@
 """One table from the CSVs of all benchmarks: work, ours, peer, ratio, range, goal, threads, versions.
 
     python benchmarks/table.py docs/results                # as text, for a terminal
+    python benchmarks/table.py docs/results --goals        # what has a goal alone
     python benchmarks/table.py docs/results --markdown     # for a page
 
 A ratio is peer / mrseg, the median over interleaved rounds; of pipelines it is what they deliver over what
@@ -47,6 +48,7 @@ def main() -> None:
     """Prints the table and the notes below it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--goals", action="store_true", help="lines that have a goal alone")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     lines: list[Line] = []
@@ -57,6 +59,8 @@ def main() -> None:
             lines += read(name, path)
         else:
             missing.append(name)
+    if options.goals:
+        lines = [line for line in lines if line.goal]
     notes = list(dict.fromkeys(line.about for line in lines))
     cells = [[*line[:-1], f"[{notes.index(line.about) + 1}]"] for line in lines]
     print(*(markdown(cells) if options.markdown else text(cells)), sep="\n")

@@ -64,7 +64,7 @@ class Calibrator:
 
 
 def quantize(network: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Lays a network's convolutions, but for the last, over steps of 8 bits; all else stays in float32.
+    """Lays a network's convolutions, but for the last, over steps of 8 bits, and nothing else.
 
     The last one makes the classes' logits, where a step would show most and time is spent least.
 

@@ -12,6 +12,7 @@ import openvino
 import pytest
 
 import mrseg
+from mrseg import engines
 from mrseg._checks import InputError
 from mrseg.cli import main
 from mrseg.data import phantom
