@@ -1,7 +1,7 @@
 # make demo   the main job on the built-in phantom (6 to 8 minutes on two cores, after the install)
 # make test   what every change must pass
 # make check  make test and the long checks besides
-# make bench  every benchmark beside its peers, and one table of them (an hour and a half on two cores)
+# make bench  every benchmark beside its peers, and one table of them (an hour on two cores; ROUNDS=2 is shorter)
 # make docs   the documentation's site, in site/; a warning is an error
 # make lowest the tests on the oldest versions that setup.cfg allows
 # make dist   wheel and sdist, in dist/
@@ -9,8 +9,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # What make bench runs, and where its figures go.
 BENCH := .venv-bench/bin/python
-BENCHMARKS := metrics inference preprocessing features engines training input growth scaling
+BENCHMARKS := metrics inference preprocessing features engines training input scaling
 RESULTS ?= runs/bench
+# Of every benchmark but growth, which times each size once; empty: each benchmark's own number.
+ROUNDS ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: demo test lint check bench notebooks docs lowest dist clean
@@ -35,10 +37,12 @@ check: test .venv/installed-check
 
 bench: .venv-bench/installed
 	for name in $(BENCHMARKS); do \
-	  echo "== $$name"; PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/$$name.py --output $(RESULTS)/$$name.csv || exit 1; \
+	  echo "== $$name"; PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/$$name.py --output $(RESULTS)/$$name.csv \
+	    $(ROUNDS:%=--rounds %) || exit 1; \
 	done
+	PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/growth.py --output $(RESULTS)/growth.csv
 	PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/engines.py --dice --output $(RESULTS)/engines_dice.csv
-	PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/gpu.py --small --output $(RESULTS)/gpu.csv
+	PYTHONPATH=$(CURDIR) $(BENCH) benchmarks/gpu.py --small --networks segnet se_unet3d --output $(RESULTS)/gpu.csv
 	$(BENCH) benchmarks/table.py $(RESULTS)
 
 notebooks: .venv/installed-check
