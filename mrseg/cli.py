@@ -261,7 +261,8 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--precision", default="float32", choices=("float32", "bfloat16", "int8"),
-        help="with openvino: int8, the fastest, after `mrseg calibrate`; bfloat16 for processors with AMX "
+        help="with openvino: int8, the fastest, after `mrseg calibrate`; bfloat16 for processors that "
+        "multiply in it "
         "(default: float32)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, help="of openvino and onnx (default: all cores)")
