@@ -262,8 +262,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", default="float32", choices=("float32", "bfloat16", "int8"),
         help="with openvino: int8, the fastest, after `mrseg calibrate`; bfloat16 for processors that "
-        "multiply in it "
-        "(default: float32)",
+        "multiply in it (default: float32)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, help="of openvino and onnx (default: all cores)")
 

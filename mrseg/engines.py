@@ -37,8 +37,8 @@ class Engine:
             built with; ``openvino`` and ``onnx`` convert the network and need
             ``pip install 'mrseg[openvino]'`` or ``'mrseg[onnx]'``.
         precision: ``float32``, or of OpenVINO alone ``bfloat16`` (8 binary digits instead of 24; faster where
-            the processor multiplies in it, AVX512_BF16 or AMX) and ``int8`` (convolutions in whole numbers of 8
-            bits, after a calibration, `mrseg.quantization`; faster on processors with VNNI too; what is no
+            the processor multiplies in it, AVX512_BF16 or AMX) and ``int8`` (convolutions in whole numbers of
+            8 bits, after a calibration, `mrseg.quantization`; faster on processors with VNNI too; what is no
             convolution in bfloat16 where the processor can, else in float32).
         threads: of the processor; None takes all of its cores. TensorFlow takes the number from the
             environment variable TF_NUM_INTRAOP_THREADS when it starts.
