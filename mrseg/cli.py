@@ -20,6 +20,7 @@ from mrseg.segmenter_commands import add_segmenter_commands
 from mrseg.study_commands import add_study_commands
 
 if TYPE_CHECKING:
+    from mrseg.passes import Inference
     from mrseg.segmenter import Asked
 
 TOP = """\
@@ -196,19 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--uncertainty",
         choices=("entropy", "mirror", "dropout"),
-        help="write a map: entropy, or the variance over mirrors or dropout",
+        help="write a map: entropy, or the variance over mirrors or dropout (20 passes unless told)",
     )
-    predict.add_argument("--mirror", action="store_true", help="average with the left-right mirrored scan")
-    predict.add_argument(
-        "--dropout-samples", type=int, metavar="N",
-        help="average N passes with dropout (default: 0; 20 with --uncertainty dropout)",
-    )  # fmt: skip
-    predict.add_argument("--overlap", type=float, help="shared fraction of patches (default: as trained)")
-    predict.add_argument(
-        "--blending", default="gaussian", choices=("gaussian", "constant"), help="default: gaussian"
-    )
-    predict.add_argument("--whole", action="store_true", help="the whole volume (or whole slices) at once")
-    predict.add_argument("--batch-size", type=int, help="patches in one call (default: 2)")
+    _add_inference(predict)
     add_workers(predict)
     _add_engine(predict)
 
@@ -242,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
         "--names", nargs=2, metavar=("THIS", "OTHER"),
         help="with --compare: what to call both (default: the ends of their folders' paths)",
     )  # fmt: skip
+    _add_inference(evaluate)
     _add_engine(evaluate)
 
     recipes = command("recipes", _recipes, "list the recipes, or print one")
@@ -252,6 +244,20 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(command)
     add_scan_commands(command)
     return parser
+
+
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mirror", action="store_true", help="average with the left-right mirrored scan")
+    parser.add_argument(
+        "--dropout-samples", type=int, metavar="N",
+        help="average N passes with dropout (default: 0)",
+    )  # fmt: skip
+    parser.add_argument("--overlap", type=float, help="shared fraction of patches (default: as trained)")
+    parser.add_argument(
+        "--blending", default="gaussian", choices=("gaussian", "constant"), help="default: gaussian"
+    )
+    parser.add_argument("--whole", action="store_true", help="the whole volume (or whole slices) at once")
+    parser.add_argument("--batch-size", type=int, help="patches in one call (default: 2)")
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -405,7 +411,6 @@ def _train(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from mrseg.data.io import nifti_path
     from mrseg.formats import to_text
-    from mrseg.passes import Inference
     from mrseg.prediction import FAILED, predict_cohort, predict_scan
     from mrseg.tables import table
 
@@ -414,18 +419,7 @@ def _predict(options: argparse.Namespace) -> int:
         raise error("--sequence belongs to --data, --picture to --input.", misplaced)
     if options.input and (options.scheduler or options.workers != 1):
         raise error("--workers and --scheduler belong to --data.", options.scheduler or options.workers)
-    samples = options.dropout_samples
-    if samples is None:
-        samples = 20 if options.uncertainty == "dropout" else 0
-    inference = Inference(
-        overlap=options.overlap,
-        blending=options.blending,
-        mirror_axes=(0,) if options.mirror or options.uncertainty == "mirror" else (),
-        extent="whole" if options.whole else "patch",
-        dropout_samples=samples,
-        uncertainty=options.uncertainty,
-        batch_size=options.batch_size,
-    )
+    inference = _inference(options, options.uncertainty)
     if options.input:
         nifti_path(options.output)  # before the network is loaded
     segmenter = _asked(options)
@@ -453,6 +447,23 @@ def _predict(options: argparse.Namespace) -> int:
     return 1 if counts[FAILED] else 0
 
 
+def _inference(options: argparse.Namespace, uncertainty: str | None = None) -> Inference:
+    from mrseg.passes import Inference
+
+    samples = options.dropout_samples
+    if samples is None:
+        samples = 20 if uncertainty == "dropout" else 0
+    return Inference(
+        overlap=options.overlap,
+        blending=options.blending,
+        mirror_axes=(0,) if options.mirror or uncertainty == "mirror" else (),
+        extent="whole" if options.whole else "patch",
+        dropout_samples=samples,
+        uncertainty=uncertainty,
+        batch_size=options.batch_size,
+    )
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from mrseg.data.cases import select
     from mrseg.data.datasets import read_cohort
@@ -475,6 +486,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         plane=options.plane,
         other=other,
         seen_too=options.seen_too or options.split != "test",
+        inference=_inference(options),
     )
     print(f"\n{text}\n\nreport: {options.output / 'report.html'}")
 

@@ -20,6 +20,7 @@ from mrseg.data.geometry import check_same_grid, to_canonical, voxel_sizes
 from mrseg.data.io import read_labels, read_volume
 from mrseg.metrics.overlap import confusion_matrix, scores
 from mrseg.metrics.surface import mask_hausdorff, surface_distances
+from mrseg.passes import DEFAULT, Inference
 from mrseg.segmenter import Asked, trained_on
 from mrseg.summaries import Row, compare, summarize
 
@@ -44,6 +45,7 @@ def evaluate(
     distances: bool = False,
     plane: str | None = None,
     seen_too: bool = False,
+    inference: Inference = DEFAULT,
     on_result: Callable[[Case, np.ndarray], None] | None = None,
     progress: bool = False,
 ) -> list[Row]:
@@ -57,6 +59,7 @@ def evaluate(
         plane: ``axial``, ``coronal`` or ``sagittal`` adds rows of every slice of that plane, with the keys
             ``plane`` and ``slice``; papers that average over slices are compared with those.
         seen_too: score subjects that the segmenter has trained on as well, instead of refusing them.
+        inference: how the network is asked: overlap, blending, mirrors, Monte-Carlo dropout, whole volumes.
         on_result: called with each case and its predicted labels (x, y, z) uint8, to keep or draw them.
         progress: show a bar.
 
@@ -93,7 +96,7 @@ def evaluate(
         scan = read_volume(case.images[sequence])
         labels = read_labels(case.labels[sequence], len(segmenter.class_names))
         check_same_grid(str(case.images[sequence]), scan, str(case.labels[sequence]), labels)
-        predicted = np.asarray(segmenter(scan).dataobj)
+        predicted = segmenter.predict(scan, inference=inference).labels
         found = _score_case(labels[0], predicted, scan[1], segmenter.class_names, distances, plane)
         rows += [{"subject": case.subject, "sequence": sequence, **row} for row in found]
         if on_result:

@@ -16,6 +16,7 @@ from mrseg.data.io import read_labels, read_volume
 from mrseg.evaluation import Row, evaluate
 from mrseg.formats import to_text, write_csv, write_tables
 from mrseg.opponent import Opponent
+from mrseg.passes import DEFAULT, Inference
 from mrseg.pictures import View, comparison, to_png
 from mrseg.plots import bland_altman, dot_plot, learning_curves
 from mrseg.report import Details, Picture, Section, write_report
@@ -64,6 +65,7 @@ def write_evaluation(
     plane: str = "axial",
     other: str | Path | Opponent | None = None,
     seen_too: bool = False,
+    inference: Inference = DEFAULT,
     log: Path | None = None,
     notice: str = "",
     provenance: Mapping[str, Any] | None = None,
@@ -75,7 +77,8 @@ def write_evaluation(
     ``report.html``, and ``tables/`` with every table of the page as LaTeX and CSV.
 
     Args:
-        segmenter, cases, sequence, distances, plane, seen_too, progress: as `mrseg.evaluate` takes them.
+        segmenter, cases, sequence, distances, plane, seen_too, inference, progress: as `mrseg.evaluate` takes
+            them; an ``inference`` of one's own is told with the provenance.
         output: folder.
         other: another method on the same subjects, to be compared with, or its ``scores.csv``.
         log: CSV log of the training, for its curves.
@@ -103,6 +106,7 @@ def write_evaluation(
             distances=distances,
             plane=plane,
             seen_too=seen_too,
+            inference=inference,
             on_result=predictions.add,
             progress=progress,
         )
@@ -158,7 +162,7 @@ def write_evaluation(
         summary=(_verdict(whole_rows(rows), cases),),
         sections=sections,
         notice=" ".join(filter(None, [notice, _seen(segmenter, cases)])),
-        provenance=provenance or segmenter.provenance,
+        provenance={**(provenance or segmenter.provenance), **_told(inference)},
     )
     short = [row for row in summary if row["metric"] in _IN_SHORT]
     shown = [summary_table(short, caption=f"{what}."), *(made[name] for name in made if name == "comparison")]
@@ -190,6 +194,10 @@ def _seen(segmenter: Asked, cases: Sequence[Case]) -> str:
     if not seen:
         return ""
     return f"Of the {len(cases)} subjects scored, {len(seen)} were trained on: the figures flatter."
+
+
+def _told(inference: Inference) -> dict[str, Any]:
+    return {} if inference == DEFAULT else {"inference": inference.as_dict()}
 
 
 class _Spool:

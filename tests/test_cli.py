@@ -199,6 +199,14 @@ def test_evaluate_writes_scores_and_a_page(house, tmp_path, capsys):
     assert "bone" in capsys.readouterr().out
 
 
+def test_evaluate_asks_the_network_as_predict_does(house, tmp_path):
+    common = ("evaluate", "--segmenter", house / "t1/segmenter", "--data", house / "data")
+    for name, more in (("plain", ()), ("mirrored", ("--mirror", "--blending", "constant"))):
+        assert run(*common, "--output", tmp_path / name, *more) == 0
+        page = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+        assert ("mirror_axes" in page) == ("constant" in page) == bool(more)
+
+
 def test_evaluate_compares_with_the_scores_of_another_run(house, tmp_path, capsys):
     common = ("evaluate", "--segmenter", house / "t1/segmenter", "--data", house / "data")
     assert run(*common, "--output", tmp_path / "a", "--plane", "coronal") == 0

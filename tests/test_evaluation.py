@@ -7,6 +7,7 @@ from mrseg._checks import InputError
 from mrseg.data.cases import Case
 from mrseg.data.io import write_labels, write_volume
 from mrseg.evaluation import evaluate, score, score_slices
+from mrseg.maps import Maps
 from mrseg.segmenter import subject_digest
 
 NAMES = ("background", "bright")
@@ -85,10 +86,8 @@ class Fixed:
     def __init__(self, provenance=None):
         self.provenance = provenance or {}
 
-    def __call__(self, scan):
-        import nibabel as nib
-
-        return nib.Nifti1Image((scan[0] > 0.5).astype(np.uint8), scan[1])
+    def predict(self, scan, *, inference):
+        return Maps((scan[0] > 0.5).astype(np.uint8), scan[1])
 
 
 def test_a_perfect_segmenter_scores_one_for_every_subject_and_hands_out_its_labels(tmp_path):

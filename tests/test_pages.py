@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 
-import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,7 +17,9 @@ from mrseg.data import phantom
 from mrseg.data.cases import Case
 from mrseg.data.io import write_labels, write_volume
 from mrseg.formats import write_csv
+from mrseg.maps import Maps
 from mrseg.pages import mean_dice, write_evaluation
+from mrseg.passes import DEFAULT, Inference
 from mrseg.segmenter import subject_digest
 
 NAMES = ("air", "soft", "bone")
@@ -33,15 +34,16 @@ class Blurred:
     provenance = {"recipe": "none"}
 
     def __init__(self, truths, strength):
-        self.truths, self.strength = truths, strength
+        self.truths, self.strength, self.asked = truths, strength, []
 
-    def __call__(self, scan):
+    def predict(self, scan, *, inference):
+        self.asked.append(inference)
         number = next(n for n, (image, _) in enumerate(self.truths) if np.allclose(image, scan[0], atol=1e-3))
         labels = self.truths[number][1].copy()
         rng = np.random.default_rng(number)
         wrong = rng.random(labels.shape) < self.strength * (number + 1)
         labels[wrong] = rng.integers(0, 3, labels.shape)[wrong]
-        return nib.Nifti1Image(labels, scan[1])
+        return Maps(labels, scan[1])
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ class NeverCalled(Blurred):
     def __init__(self):
         super().__init__([], 0.0)
 
-    def __call__(self, scan):
+    def predict(self, scan, *, inference):
         raise AssertionError("predicted")
 
 
@@ -173,6 +175,15 @@ def test_the_comparison_of_an_evaluation_before_does_not_stay(cohort, tmp_path):
         )
 
 
+def test_the_page_tells_how_the_network_was_asked_unless_as_ever(cohort, tmp_path):
+    cases, truths = cohort
+    for asked, told in ((DEFAULT, False), (Inference(mirror_axes=(0,)), True)):
+        segmenter = Blurred(truths, 0.05)
+        write_evaluation(segmenter, cases, tmp_path, inference=asked, progress=False)
+        assert set(map(repr, segmenter.asked)) == {repr(asked)}
+        assert ("mirror_axes" in (tmp_path / "report.html").read_text(encoding="utf-8")) == told
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_figures_of_subjects_that_were_trained_on_are_marked_on_the_page(cohort, tmp_path, seen):
     cases, truths = cohort
@@ -186,8 +197,8 @@ def test_figures_of_subjects_that_were_trained_on_are_marked_on_the_page(cohort,
 class Blind(Blurred):
     """Finds nothing."""
 
-    def __call__(self, scan):
-        return nib.Nifti1Image(np.zeros(scan[0].shape, np.uint8), scan[1])
+    def predict(self, scan, *, inference):
+        return Maps(np.zeros(scan[0].shape, np.uint8), scan[1])
 
 
 def test_one_subject_whose_structures_are_all_missed_still_has_its_page(cohort, tmp_path):
