@@ -166,6 +166,21 @@ def test_dice_by_height_looks_at_its_own_slices_alone(brain_masks, tmp_path):
     }
 
 
+def test_the_share_of_lesions_counts_voxels_by_kind(brain_masks, tmp_path):
+    """Two subjects of one kind with 1 of 2 and 0 of 6 lesion voxels found; one without a lesion."""
+    where = {name: np.zeros((2, 2, 2), bool) for name in "abc"}
+    where["a"][0, 0] = True
+    where["b"][0], where["b"][1, 0] = True, True
+    lesions = {name: ("at the border, dark" if name != "c" else "", where[name]) for name in "abc"}
+    mask = np.zeros((2, 2, 2), np.uint8)
+    mask[0, 0, 0] = 1
+    masks = {"m": {"a": mask, "b": np.zeros_like(mask), "c": mask}}
+    cases = [Case(name, {"dsc": tmp_path / name}, None, {}, "test") for name in "abc"]
+    rows = brain_masks.lesion_rows(cases, masks, lesions)
+    assert [(row["subject"], row["voxels"], row["found"]) for row in rows] == [("a", 2, 1), ("b", 6, 0)]
+    assert brain_masks.lesion_table(rows).rows == ({"method": "m", "at the border, dark": 1 / 8},)
+
+
 @pytest.mark.slow  # a minute on two cores
 def test_the_brain_mask_example_runs_and_goes_on_where_it_stopped(brain_masks, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(brain_masks, "SUBJECTS_OF_SPLIT", {"train": 2, "val": 1, "test": 2})

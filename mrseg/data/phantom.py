@@ -41,10 +41,11 @@ from mrseg.data.phantom_head import (
     tissue_labels,
 )
 from mrseg.data.phantom_motion import Misalignment
-from mrseg.data.phantom_subject import TISSUES, Subject
+from mrseg.data.phantom_subject import LESIONS, TISSUES, Subject
 
 __all__ = [
     "FIELD_OF_VIEW_MM",
+    "LESIONS",
     "SEQUENCES",
     "TISSUES",
     "Head",
@@ -93,7 +94,7 @@ def mr_image(
     """
     choice("sequence", sequence, SEQUENCES[:2])
     rng = _image_rng(head, sequence, seed, noise, bias)
-    signals = physics.tissue_signals(sequence, rng)
+    signals = physics.tissue_signals(sequence, rng, head.lesion)
     image = mix(head, signals) * _gain(head, rng, bias)
     sigma = noise * float(signals[TISSUES.index("wm")])
     return physics.rician(image, sigma, rng), head.affine.copy()
@@ -128,9 +129,10 @@ def dsc_series(
     if not arrival_s >= 0:
         raise error("arrival_s is a time in seconds, from 0.", arrival_s)
     rng = _image_rng(head, "dsc", seed, noise, bias)
-    baseline = physics.tissue_signals("dsc", rng)
+    baseline = physics.tissue_signals("dsc", rng, head.lesion)
     times_s = np.arange(timepoints) * physics.DSC["tr_ms"] / 1000.0
-    loss = np.exp(-physics.DSC["te_ms"] / 1000.0 * physics.bolus_r2star(times_s, arrival_s))
+    r2star = physics.bolus_r2star(times_s, arrival_s, head.lesion)
+    loss = np.exp(-physics.DSC["te_ms"] / 1000.0 * r2star)
     gain = _gain(head, rng, bias)
     sigma = noise * float(baseline[TISSUES.index("wm")])
     series = np.empty((*head.shape, timepoints), np.float32)
@@ -178,7 +180,7 @@ def ct_image(
     else:
         truth = Misalignment.random(seed) if misalignment else Misalignment()
     size, affine = _ct_grid(head, shape, spacing_mm)
-    hu = physics.tissue_hu()
+    hu = physics.tissue_hu(head.lesion)
     ct_hu = np.empty(int(np.prod(size)), np.float32)
     subject = Subject.random(head.seed, lesion=head.lesion)
     for start, part in evaluate(subject, size, affine, lambda shares: hu @ shares, truth):
@@ -201,6 +203,7 @@ def write_cohort(
     registered: bool = False,
     labels: bool | str = False,
     lesions: float = 0.0,
+    lesion_kinds: Sequence[bool | str] = (True,),
     prefix: str = "phantom",
 ) -> Path:
     """Writes a synthetic cohort as NIfTI files with a manifest, as a user's own data would lie on disk.
@@ -217,13 +220,15 @@ def write_cohort(
         labels: which true labels to write: "attenuation" (air, soft, bone), "tissue" (background, csf, gm,
             wm) or "brain" (background, brain); True means "attenuation", False none, unless ``registered``.
         lesions: share of the subjects that have a lesion, 0 to 1, spread evenly over the list.
+        lesion_kinds: of ``head``; one after the other in turn.
         prefix: of the subjects' names, letters and digits; cohorts that meet need different ones.
 
     Returns:
         The manifest, ``folder/cohort.tsv``, for ``mrseg.data.cases.read_cases``.
 
     Raises:
-        InputError: no subject, an unknown sequence or kind of labels, a bad shape, spacing, seed or share.
+        InputError: no subject, an unknown sequence or kind of labels or lesion, a bad shape, spacing, seed or
+            share.
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
@@ -237,6 +242,10 @@ def write_cohort(
         raise error("A cohort has at least one subject and one sequence.", (dict(subjects), tuple(sequences)))
     if not 0 <= lesions <= 1:
         raise error("lesions is a share of the subjects, 0 to 1.", lesions)
+    for lesion in lesion_kinds:
+        choice("A kind of lesion", lesion, LESIONS)
+    if not lesion_kinds:
+        raise error("lesion_kinds names at least one kind.", lesion_kinds)
     if not (prefix.isascii() and prefix.isalnum()):
         raise error("The prefix of subjects' names has letters and digits.", repr(prefix))
     cases = []
@@ -245,7 +254,7 @@ def write_cohort(
             _subject_seed(check_seed(seed), number),
             shape=shape,
             spacing_mm=spacing_mm,
-            lesion=_has_lesion(number, lesions),
+            lesion=_lesion(number, lesions, lesion_kinds),
         )
         stem = folder / f"{prefix}{number + 1:03d}" / f"{prefix}{number + 1:03d}"
         images = {sequence: _write_image(stem, subject, sequence) for sequence in sequences}
@@ -263,10 +272,10 @@ def _subject_seed(cohort: int, number: int) -> int:
     return cohort * 1000 + number
 
 
-def _has_lesion(number: int, share: float) -> bool:
-    """Whether this subject has a lesion: of the first n subjects floor(n * share) have one."""
+def _lesion(number: int, share: float, kinds: Sequence[bool | str]) -> bool | str:
+    """This subject's lesion: of the first n subjects floor(n * share) have one, of the kinds in turn."""
     before, after = (math.floor(round(n * share, 6)) for n in (number, number + 1))
-    return after > before
+    return kinds[before % len(kinds)] if after > before else False
 
 
 def _write_image(stem: Path, subject: Head, sequence: str) -> Path:
@@ -280,7 +289,8 @@ def _write_image(stem: Path, subject: Head, sequence: str) -> Path:
 
 def _write_ct(stem: Path, subject: Head, registered: bool) -> Path:
     if registered:
-        ct_hu, affine = _noisy_ct(mix(subject, physics.tissue_hu()), 12.0, subject.seed), subject.affine
+        hu = physics.tissue_hu(subject.lesion)
+        ct_hu, affine = _noisy_ct(mix(subject, hu), 12.0, subject.seed), subject.affine
     else:
         (ct_hu, affine), _ = ct_image(subject)
     return _write_int16(stem, "ct", ct_hu, affine)

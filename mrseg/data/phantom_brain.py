@@ -10,6 +10,7 @@ import numpy as np
 
 from mrseg.data.phantom_fields import (
     Coordinates,
+    Point,
     band,
     capsule,
     ellipsoid,
@@ -18,13 +19,16 @@ from mrseg.data.phantom_fields import (
     soft,
     turned,
 )
-from mrseg.data.phantom_subject import CSF, DEEP, GM, LESION, SOFT, VESSEL, WM, Subject, paint, take
+from mrseg.data.phantom_subject import CSF, DEEP, GM, LESION, SOFT, VESSEL, WM, Lesion, Subject, paint, take
+
+#: Centre and semi-axes (mm) of the vault of the cerebrum.
+_VAULT = (0.0, -17.0, 8.0), (69.0, 89.0, 69.0)
 
 
 def cerebrum_hull(at: Coordinates) -> np.ndarray:
     """Depth in the smooth hull of both hemispheres without temporal lobes, floor flattened."""
     x, y, z = at
-    upper = ellipsoid(at, (0, -17, 8), (69, 89, 69))
+    upper = ellipsoid(at, *_VAULT)
     front = np.clip((y - 5) * np.float32(1 / 30), 0, 1)
     back = np.clip((-35 - y) * np.float32(1 / 30), 0, 1)
     floor = z + 30 - 8 * front + (-14 - 0.12 * (y + 60)) * back
@@ -68,7 +72,8 @@ def paint_brain(
     Args:
         fractions: (tissues, n) float32, changed in place.
         at: canonical coordinates of the n points.
-        cavity: depth of the points in the cranial cavity; its outermost millimetre stays CSF.
+        cavity: depth of the points in the cranial cavity; its outermost millimetre stays CSF, but for a
+            lesion at the border.
         subject: whose brain.
         width_mm: edge of the voxel whose partial volume is wanted.
     """
@@ -80,13 +85,33 @@ def paint_brain(
     _paint_nuclei(fractions, folded, subject, width_mm)
     _paint_ventricles(fractions, folded, at, subject, width_mm)
     if subject.lesion is not None:
-        centre, radius = subject.lesion
-        depth = ellipsoid(at, centre, (radius, radius * 1.2, radius * 0.9))
-        depth = depth + radius * (0.18 * subject.slow(at, 31) + 0.08 * subject.fine(at, 31))
-        inside = 1.0 - fractions[CSF] - fractions[SOFT]
-        paint(fractions, LESION, soft(depth, width_mm) * np.clip(inside, 0, 1))
+        _paint_lesion(fractions, at, subject, subject.lesion, width_mm)
     _paint_vessels(fractions, folded, at, width_mm)
-    paint(fractions, CSF, 1.0 - soft(cavity - 1.0, width_mm))
+    rim = 1.0 - soft(cavity - 1.0, width_mm)
+    if subject.lesion is not None and subject.lesion.at_border:
+        rim = rim * (1.0 - fractions[LESION])
+    paint(fractions, CSF, rim)
+
+
+def _paint_lesion(
+    fractions: np.ndarray, at: Coordinates, subject: Subject, lesion: Lesion, width_mm: float
+) -> None:
+    """Inside the brain a lesion spares the fluid; at the border it has pressed it out and meets the skull."""
+    radius, centre, taken = lesion.radius, lesion.centre, 1.0 - fractions[CSF] - fractions[SOFT]
+    if lesion.at_border:
+        centre, taken = _outwards(centre, 0.4 * radius), 1.0 - fractions[SOFT]
+    depth = ellipsoid(at, centre, (radius, radius * 1.2, radius * 0.9))
+    depth = depth + radius * (0.18 * subject.slow(at, 31) + 0.08 * subject.fine(at, 31))
+    paint(fractions, LESION, soft(depth, width_mm) * np.clip(taken, 0, 1))
+
+
+def _outwards(point: Point, below_mm: float) -> Point:
+    """The place ``below_mm`` under the vault on the ray from its centre through ``point``."""
+    middle, radii = np.asarray(_VAULT)
+    ray = np.asarray(point) - middle
+    reach = 1.0 / np.linalg.norm(ray / radii) - below_mm / np.linalg.norm(ray)
+    x, y, z = (middle + reach * ray).tolist()
+    return x, y, z
 
 
 def _hemisphere(folded: Coordinates) -> np.ndarray:

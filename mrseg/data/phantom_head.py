@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from mrseg._checks import error, positive_ints
+from mrseg._checks import choice, error, positive_ints
 from mrseg.data.labels import TISSUE_CLASSES, hu_to_labels
 from mrseg.data.phantom_anatomy import tissue_fractions
 from mrseg.data.phantom_motion import Misalignment
 from mrseg.data.phantom_physics import tissue_hu
-from mrseg.data.phantom_subject import TISSUES, Subject
+from mrseg.data.phantom_subject import LESIONS, TISSUES, Subject
 
 #: Corners of the field of view of the average head (mm): skin and a margin of air, cut below at the mouth.
 FIELD_OF_VIEW_MM = ((-100.0, -125.0, -90.0), (100.0, 117.0, 108.0))
@@ -35,14 +35,14 @@ class Head:
         affine: (4, 4) voxel index -> world mm, RAS+.
         tissues: name of each fraction; sinuses, mastoid cells and airways belong to "air".
         seed: the subject.
-        lesion: whether the subject has one.
+        lesion: the kind that the subject has, of ``LESIONS``; False for none.
     """
 
     fractions: np.ndarray
     affine: np.ndarray
     tissues: tuple[str, ...]
     seed: int
-    lesion: bool = False
+    lesion: bool | str = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,7 +56,7 @@ def head(
     *,
     shape: Sequence[int] = (64, 64, 48),
     spacing_mm: Sequence[float] | None = None,
-    lesion: bool = False,
+    lesion: bool | str = False,
 ) -> Head:
     """Makes a synthetic head; nothing of it was measured on a person.
 
@@ -65,29 +65,31 @@ def head(
         shape: voxels of the grid.
         spacing_mm: voxel size; the grid is centred on the head. None lets the head with a margin of air
             (about 200 x 240 x 198 mm) fill the grid.
-        lesion: adds an oedematous tumour to the white matter of one side; the rest stays the same.
+        lesion: True adds an oedematous tumour to the white matter of one side, "border" one that reaches the
+            skull (bright in T2-w and T2*-w), "bleed" an old bleeding there (dark); the rest stays the same.
 
     Returns:
         The head with its tissue fractions.
 
     Raises:
         InputError: a seed that is no whole number from 0, a shape that is not three positive whole numbers, a
-            spacing that is not three positive numbers.
+            spacing that is not three positive numbers, an unknown kind of lesion.
 
     Example:
         >>> head(1, shape=(32, 32, 24)).fractions.shape
         (11, 32, 32, 24)
     """
     seed = check_seed(seed)
+    lesion = choice("lesion", lesion, LESIONS)
     size = positive_ints("shape", shape, 3)
-    subject = Subject.random(seed, lesion=bool(lesion))
+    subject = Subject.random(seed, lesion=lesion)
     low, high = (np.asarray(corner) * subject.scale + subject.shift_mm for corner in FIELD_OF_VIEW_MM)
     spacing = (high - low) / size if spacing_mm is None else check_spacing(spacing_mm)
     affine = centred_affine(size, spacing, (low + high) / 2)
     fractions = np.empty((len(TISSUES), int(np.prod(size))), np.float16)
     for start, part in evaluate(subject, size, affine, lambda shares: shares.astype(np.float16)):
         fractions[:, start : start + part.shape[1]] = part
-    return Head(fractions.reshape(len(TISSUES), *size), affine, TISSUES, seed, bool(lesion))
+    return Head(fractions.reshape(len(TISSUES), *size), affine, TISSUES, seed, lesion)
 
 
 def tissue_labels(head: Head) -> np.ndarray:
@@ -108,7 +110,7 @@ def attenuation_labels(head: Head) -> np.ndarray:
     They are the noise-free CT of the head on the head's own grid, divided at the usual thresholds
     (``mrseg.data.labels.hu_to_labels``).
     """
-    return hu_to_labels(mix(head, tissue_hu()))
+    return hu_to_labels(mix(head, tissue_hu(head.lesion)))
 
 
 def brain_labels(head: Head) -> np.ndarray:

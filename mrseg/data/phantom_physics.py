@@ -38,7 +38,8 @@ class Tissue:
 # Blood: T1 1441 ms, T2 290 ms at 1.5 T (Stanisz et al. 2005, Magn. Reson. Med. 54:507). T2* is a choice; flow
 #   is ignored.
 # Deep grey matter: half-way between grey and white matter, T2 shorter for its iron (choice).
-# Lesion: an oedematous tumour with long T1 and T2 (choice).
+# Lesion: an oedematous tumour with long T1 and T2; an old bleeding, whose iron shortens T2 and T2* (choices).
+#   The field outside the bleeding is not spoilt, as it is in a scan.
 # HU: ranges of fat, grey and white matter, blood and bone in Buzug 2008, Computed Tomography, p. 475;
 #   muscle and csf as in radiology teaching. The diploe's value is of marrow with thin trabeculae;
 #   the anatomy mixes 5 to 65 % of cortical bone into it.
@@ -60,6 +61,8 @@ TISSUE_TABLE: dict[str, Tissue] = {
     "vessel": Tissue(1441.0, 290.0, 100.0, 0.85, 50.0, cbv=25.0, cbf=400.0),
     "lesion": Tissue(1250.0, 150.0, 110.0, 0.92, 24.0, cbv=6.0, cbf=60.0),
 }
+#: Kind of lesion (``mrseg.data.phantom_subject.LESIONS``) -> its constants, if not those of the table.
+_LESION_TABLE: dict[bool | str, Tissue] = {"bleed": Tissue(900.0, 40.0, 15.0, 0.80, 35.0)}
 
 #: T1w: spoiled gradient echo with BrainWeb's settings (Kwan et al. 1999).
 T1W = {"tr_ms": 18.0, "te_ms": 10.0, "flip_deg": 30.0}
@@ -88,13 +91,20 @@ def spin_echo(tissue: Tissue, *, tr_ms: float, te_ms: float) -> float:
     return float(tissue.proton_density * recovered * np.exp(-te_ms / tissue.t2_ms))
 
 
-def tissue_signals(sequence: str, rng: np.random.Generator | None = None) -> np.ndarray:
+def tissues(lesion: bool | str = False) -> list[Tissue]:
+    """Constants of ``TISSUES``, in order, in a head with a lesion of this kind."""
+    return [*(TISSUE_TABLE[name] for name in TISSUES[:-1]), _LESION_TABLE.get(lesion, TISSUE_TABLE["lesion"])]
+
+
+def tissue_signals(
+    sequence: str, rng: np.random.Generator | None = None, lesion: bool | str = False
+) -> np.ndarray:
     """Signal of every pure tissue for "T1w", "T2w" or "dsc" (baseline), in the order of ``TISSUES``.
 
     With ``rng`` the constants of each tissue vary between subjects by a few per cent, as in people.
     """
     signals = []
-    for tissue in (TISSUE_TABLE[name] for name in TISSUES):
+    for tissue in tissues(lesion):
         if rng is not None:
             t1, t2, pd = np.exp(rng.normal(0, (0.03, 0.03, 0.01)))
             tissue = replace(
@@ -113,12 +123,12 @@ def tissue_signals(sequence: str, rng: np.random.Generator | None = None) -> np.
     return np.asarray(signals, np.float32) * np.float32(SIGNAL_SCALE)
 
 
-def tissue_hu() -> np.ndarray:
+def tissue_hu(lesion: bool | str = False) -> np.ndarray:
     """Hounsfield units of every pure tissue, in the order of ``TISSUES``."""
-    return np.asarray([TISSUE_TABLE[name].hu for name in TISSUES], np.float32)
+    return np.asarray([tissue.hu for tissue in tissues(lesion)], np.float32)
 
 
-def bolus_r2star(times_s: np.ndarray, arrival_s: float) -> np.ndarray:
+def bolus_r2star(times_s: np.ndarray, arrival_s: float, lesion: bool | str = False) -> np.ndarray:
     """Rise of R2* (1/s) of every tissue during the first pass of a contrast agent.
 
     The artery follows a gamma variate ``t^3 exp(-t / 1.5 s)``; a tissue's curve is its CBF times the
@@ -129,6 +139,7 @@ def bolus_r2star(times_s: np.ndarray, arrival_s: float) -> np.ndarray:
     Args:
         times_s: (t,) rising times.
         arrival_s: when the bolus reaches the brain.
+        lesion: its kind.
 
     Returns:
         (tissues, t) array, zero before arrival.
@@ -149,9 +160,7 @@ def bolus_r2star(times_s: np.ndarray, arrival_s: float) -> np.ndarray:
 
     peak = curve(TISSUE_TABLE["gm"]).max() if after.any() else 1.0
     dose = -np.log(0.6) / (DSC["te_ms"] / 1000.0) / max(peak, 1e-9)
-    return np.stack(
-        [np.interp(times_s, fine, dose * curve(t)) for t in (TISSUE_TABLE[name] for name in TISSUES)]
-    )
+    return np.stack([np.interp(times_s, fine, dose * curve(tissue)) for tissue in tissues(lesion)])
 
 
 def bias_field(shape: tuple[int, ...], rng: np.random.Generator, strength: float) -> np.ndarray:

@@ -24,6 +24,18 @@ TISSUES = (
 )
 AIR, SOFT, FAT, BONE, DIPLOE, CSF, GM, WM, DEEP, VESSEL, LESION = range(len(TISSUES))
 
+#: Kinds of lesion: none, a tumour inside the brain, one at its border, an old bleeding there.
+LESIONS = (False, True, "border", "bleed")
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """Centre inside the brain (canonical mm), radius, and whether it is moved outwards to the border."""
+
+    centre: tuple[float, float, float]
+    radius: float
+    at_border: bool
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -44,7 +56,7 @@ class Subject:
         fat_mm: thickness of the fat under the skin of the vault.
         gap_mm: distance from the brain's hull to the skull.
         frontal_sinus, mastoid: size of the sinus, share of air in the cells.
-        lesion: centre (canonical mm) and radius, or None.
+        lesion: or None.
     """
 
     scale: np.ndarray
@@ -67,11 +79,11 @@ class Subject:
     gap_mm: float
     frontal_sinus: float
     mastoid: float
-    lesion: tuple[tuple[float, float, float], float] | None
+    lesion: Lesion | None
 
     @classmethod
-    def random(cls, seed: int, *, lesion: bool = False) -> Subject:
-        """Draws a subject; the same seed gives the same subject, with or without its lesion."""
+    def random(cls, seed: int, *, lesion: bool | str = False) -> Subject:
+        """Draws a subject; the same seed gives the same subject, whichever of ``LESIONS`` it has."""
         rng = np.random.default_rng([seed, 20240])
         modes = 6
         waves = rng.standard_normal((modes, 3))
@@ -80,7 +92,9 @@ class Subject:
         size = rng.uniform(-0.01, 0.03)
         ventricle = rng.uniform(0.6, 1.5)
         spot = (rng.choice([-1.0, 1.0]) * rng.uniform(24, 42), rng.uniform(-65, 35), rng.uniform(18, 42))
-        radius = rng.uniform(9, 17)
+        found = Lesion(
+            (float(spot[0]), float(spot[1]), float(spot[2])), rng.uniform(9, 17), lesion is not True
+        )
         return cls(
             scale=(1.0 + size + rng.uniform(-0.03, 0.03, 3)).astype(np.float32),
             shift_mm=rng.uniform(-3, 3, 3).astype(np.float32),
@@ -106,7 +120,7 @@ class Subject:
             gap_mm=rng.uniform(1.3, 2.3),
             frontal_sinus=rng.uniform(0.5, 1.3),
             mastoid=rng.uniform(0.8, 1.3),
-            lesion=((float(spot[0]), float(spot[1]), float(spot[2])), float(radius)) if lesion else None,
+            lesion=found if lesion else None,
         )
 
     def canonical(self, points_mm: np.ndarray) -> Coordinates:

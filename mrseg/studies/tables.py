@@ -250,7 +250,7 @@ def paper_table(scores: Sequence[Row], study: Study) -> tuple[Table, str] | None
 
 def _order(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     ours, paper = (np.array([row[f"{name} {who}"] for row in rows]) for who in ("ours", "paper"))
-    if len(rows) < 3 or not np.ptp(ours) > 0:  # NaN: a class that is nowhere
+    if len(rows) < 3 or not (np.ptp(ours) > 0 and np.ptp(paper) > 0):  # NaN: a class that is nowhere
         return ""
     rho = float(stats.spearmanr(ours, paper).statistic)
     first = [str(rows[int(np.argmax(values))]["experiment"]) for values in (ours, paper)]

@@ -87,6 +87,25 @@ def test_a_lesion_changes_the_brain_around_it_alone():
     assert 1 < ill.fractions[index].astype(np.float32).sum() * voxel_ml < 40
 
 
+@pytest.mark.parametrize(("kind", "brighter"), [("border", True), ("bleed", False)])
+def test_a_lesion_at_the_border_meets_the_skull_and_leaves_the_truth_alone(kind, brighter):
+    grid = {"shape": (128, 128, 20), "spacing_mm": (1.875, 1.875, 6.0)}
+    for seed in (20, 23):
+        healthy, deep, ill = (phantom.head(seed, lesion=lesion, **grid) for lesion in (False, True, kind))
+        np.testing.assert_array_equal(phantom.brain_labels(healthy), phantom.brain_labels(ill))
+        inside = phantom.brain_labels(ill) == 1
+        rim = inside & ~ndimage.binary_erosion(inside, np.ones((3, 3, 1)))
+        share = {h.lesion: h.fractions[h.tissues.index("lesion")].astype(np.float32) for h in (deep, ill)}
+        touching = {kind: int((rim & (found > 0.5)).sum()) for kind, found in share.items()}
+        assert touching[kind] > 40 and touching[True] < touching[kind] / 10
+        away = share[kind] == 0
+        np.testing.assert_array_equal(healthy.fractions[:, away], ill.fractions[:, away])
+        image = phantom.dsc_series(ill, timepoints=4, noise=0, bias=0)[0][..., 3]
+        white = ill.fractions[ill.tissues.index("wm")] > 0.99
+        ratio = image[share[kind] > 0.99].mean() / image[white].mean()
+        assert ratio > 1.1 if brighter else ratio < 0.2
+
+
 def test_attenuation_labels_are_those_of_the_noise_free_ct():
     head = phantom.head(7, shape=(48, 56, 40))
     (ct, affine), _ = phantom.ct_image(
@@ -147,6 +166,21 @@ def test_lesions_are_a_share_of_a_cohort(tmp_path, share, expected):
     image = nibabel.load(cases[0].images["dsc"])
     np.testing.assert_allclose(image.header.get_zooms(), (12.0, 12.0, 30.0))
     assert set(np.unique(np.asarray(nibabel.load(cases[0].labels["dsc"]).dataobj))) == {0, 1}
+
+
+def test_kinds_of_lesion_come_in_turn(tmp_path):
+    manifest = phantom.write_cohort(
+        tmp_path,
+        subjects={"train": 6},
+        shape=(8, 8, 8),
+        ct=False,
+        labels="brain",
+        lesions=0.8,
+        lesion_kinds=(True, "border", "bleed"),
+    )
+    sidecars = [read_sidecar(case.labels["T1w"]) for case in read_cases(manifest)]
+    found = [sidecar["provenance"]["lesion"] for sidecar in sidecars]
+    assert found == [False, True, "border", "bleed", True, False]
 
 
 def test_ct_has_its_own_finer_grid_that_covers_the_mr():
@@ -254,6 +288,12 @@ def test_registered_cohort_has_ct_and_labels_on_the_image_grid(tmp_path, labels,
         ),
         (lambda: phantom.write_cohort("unused", subjects={"train": 1}, labels="bones"), "labels is one of"),
         (lambda: phantom.write_cohort("unused", subjects={"train": 1}, lesions=1.5), "lesions is a share"),
+        (
+            lambda: phantom.write_cohort("unused", subjects={"train": 1}, lesion_kinds=("bled",)),
+            "kind of lesion is one of.*mean 'bleed'",
+        ),
+        (lambda: phantom.write_cohort("unused", subjects={"train": 1}, lesion_kinds=()), "at least one kind"),
+        (lambda: phantom.head(0, lesion="edge"), "lesion is one of False, True, border, bleed"),
         (
             lambda: phantom.write_cohort("unused", subjects={"train": 1}, spacing_mm=(1.0, -1.0, 1.0)),
             "spacing_mm is three positive",

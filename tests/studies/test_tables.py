@@ -161,6 +161,18 @@ def test_beside_the_paper_the_order_is_compared():
     assert tables.paper_table([], STUDY) is None
 
 
+def test_where_the_paper_prints_one_figure_for_all_rows_no_order_is_compared():
+    """mecheter2020's Table III: air .97 in every row."""
+    found = {"none": 10, "2 conv": 20, "decoder": 30}
+    rows = [row for name, both in found.items() for row in counts(name, 1, "a", both, 50, 50)]
+    for row in rows:
+        if row["class"] == "air" and row["metric"] == "voxels_both":
+            row["value"] = found[row["experiment"]] / 5
+    made, said = tables.paper_table(rows, load_study("mecheter2020_t2"))
+    assert [row["air ours"] for row in made.rows] == pytest.approx([0.2, 0.4, 0.6])
+    assert "bone: Spearman" in said and "air" not in said
+
+
 def test_a_class_that_is_nowhere_in_one_subject_leaves_the_others_their_mean():
     rows = [row for n in ("open", "FC") for s in "abc" for row in counts(n, 1, s, 25, 50, 50, split="val")]
     for row in rows:
