@@ -151,12 +151,15 @@ def test_any_number_of_classes_and_any_chunk_is_counted_exactly(num_classes, mon
     [np.asfortranarray, lambda a: a[::-1], lambda a: a.transpose(2, 0, 1), lambda a: a.astype(np.int64)],
     ids=["fortran", "reversed", "transposed", "int64"],
 )
-@pytest.mark.parametrize("which", ["both", "truth"])
+@pytest.mark.parametrize("which", ["both", "truth", "prediction"])
 def test_memory_layout_and_dtype_do_not_matter(lay, which):
     rng = np.random.default_rng(1)
     true, pred = rng.integers(0, 3, (2, 4, 5, 6)).astype(np.uint8)
-    laid_true = lay(true)
-    laid_pred = lay(pred) if which == "both" else np.ascontiguousarray(lay(pred)).astype(np.uint8)
+    laid_true, laid_pred = lay(true), lay(pred)
+    if which == "truth":
+        laid_pred = np.ascontiguousarray(laid_pred).astype(np.uint8)
+    if which == "prediction":
+        laid_true = np.ascontiguousarray(laid_true).astype(np.uint8)
     assert np.array_equal(overlap.confusion_matrix(laid_true, laid_pred, 3), naive_confusion(true, pred, 3))
 
 
