@@ -365,6 +365,15 @@ def test_the_head_mask_is_the_head_with_its_hollows_and_without_specks():
     assert np.array_equal(geometry.head_mask(image), expected)
 
 
+@pytest.mark.parametrize("quarter_turns", range(4))
+def test_a_hollow_that_is_open_to_one_side_of_its_slice_is_no_head(quarter_turns):
+    head = np.ones((12, 12, 3), dtype=bool)
+    head[4:8, 4:8, 1] = False  # closed above and below
+    head[7:, 5, 1] = False
+    turned = np.rot90(head, quarter_turns)
+    assert np.array_equal(geometry.head_mask(np.where(turned, 100.0, 0.0)), turned)
+
+
 def test_the_head_in_a_ct_is_found_in_hounsfield_units():
     ct = np.full((30, 30, 10), -1000, dtype=np.int16)
     ct[8:22, 8:22] = 1200  # bone around
@@ -541,6 +550,16 @@ def test_aligned_grids_are_sampled_as_scipy_samples_them(seed, shape, order):
         np.testing.assert_array_equal(made[inside], expected[inside])
     else:  # float32 of about 200, a few dozen terms
         np.testing.assert_allclose(made[inside], expected[inside], atol=2e-3)
+
+
+@pytest.mark.parametrize(("order", "expected"), [(0, [3, 5]), (1, [2.75, 4.75])])
+def test_aligned_grids_take_the_quick_way(order, expected, monkeypatch):
+    monkeypatch.setattr(ndimage, "affine_transform", None)
+    monkeypatch.setattr(ndimage, "gaussian_filter", None)  # blurs whole volumes
+    ramp = np.arange(8, dtype=np.float32).reshape(8, 1, 1)
+    made = geometry.resample((ramp, np.eye(4)), (4, 1, 1), affine_of((2, 1, 1), (0.75, 0, 0)), order=order)
+    # Read at 0.75, 2.75, 4.75 and 6.75; away from the ends a symmetric blur leaves a ramp as it is.
+    np.testing.assert_allclose(made.ravel()[1:3], expected, atol=0.01)
 
 
 def test_an_infinite_voxel_spoils_its_neighbours_alone():
