@@ -18,7 +18,7 @@ from mrseg.metrics.confidence import bootstrap_ci, holm, paired_test, wald_ci
 def test_the_wald_width_is_the_printed_formula():
     assert wald_ci(0.5, 100) == pytest.approx(1.96 * 0.05, rel=1e-12)
     assert wald_ci(0.2, 1) == pytest.approx(1.96 * 0.4, rel=1e-12)
-    assert isinstance(wald_ci(0.5, 100), float)
+    assert type(wald_ci(0.5, 100)) is float
 
 
 def test_the_wald_width_takes_a_table_of_classes():
@@ -129,6 +129,11 @@ def test_signed_ranks_equal_scipys_exact_test_where_it_has_one(n):
     differences = np.random.default_rng(n).normal(0.3, 1, n)
     expected = stats.wilcoxon(differences, method="exact").pvalue
     assert paired_test(differences, np.zeros(n)).p_value == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_pattern_that_was_seen_counts_beside_the_random_ones():
+    # Either sign of a single difference is as far from 0: 1 of 1, and itself.
+    assert paired_test([1.0], [0.0], method="permutation", resamples=1).p_value == (1 + 1) / (1 + 1)
 
 
 def test_signed_ranks_with_ties_are_exact_up_to_thirteen_pairs():
