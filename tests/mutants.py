@@ -20,7 +20,6 @@ import importlib.util
 import os
 import random
 import resource
-import signal
 import sys
 import time
 import warnings
@@ -43,7 +42,7 @@ GROUPS = {
     "freezing": ("transfer.freezing", "transfer.grouping"),
 }
 WANTED = 0.85
-#: Many times what the tests need: a mutant that takes longer or more is killed.
+#: Many times what the tests need, of processor time and memory: a mutant that takes more is killed.
 LIMIT_S, LIMIT_BYTES = 120, 8 * 2**30
 
 
@@ -134,7 +133,7 @@ def passes(module: str, source: str, *, quiet: bool = True) -> bool:
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1] == 0
-    signal.alarm(LIMIT_S)
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S,) * 2)
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES,) * 2)
     if quiet:
         nowhere = os.open(os.devnull, os.O_WRONLY)

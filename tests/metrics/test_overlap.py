@@ -185,6 +185,11 @@ def test_overall_accuracy_is_the_share_of_the_diagonal():
     assert math.isnan(overlap.overall_accuracy(np.zeros((2, 2), int)))
 
 
+def test_maps_without_voxels_count_nothing():
+    nothing = np.zeros((0, 3), np.uint8)
+    assert overlap.confusion_matrix(nothing, nothing, 2).tolist() == [[0, 0], [0, 0]]
+
+
 def test_a_wholly_ignored_volume_scores_nan_everywhere():
     counts = overlap.confusion_matrix(np.full(5, 255, np.uint8), np.zeros(5, np.uint8), 2)
     assert not counts.any()
