@@ -289,6 +289,17 @@ def test_antialiasing_dims_what_the_coarse_grid_cannot_show():
     np.testing.assert_allclose(smooth[4:-4], passed, atol=1e-3)
 
 
+def test_oblique_grids_are_antialiased_too():
+    # Turned by 1 degree about the stripes' own axis, the grid meets the same stripes.
+    stripes = np.where(np.arange(64) % 2 == 0, 1.0, -1.0).astype(np.float32)[:, None, None] * np.ones(
+        (1, 5, 5)
+    )
+    to = rotation(1, 0) @ affine_of((2, 1, 1))
+    straight = geometry.resample((stripes, np.eye(4)), (32, 3, 3), affine_of((2, 1, 1)))
+    turned = geometry.resample((stripes, np.eye(4)), (32, 3, 3), to)
+    np.testing.assert_allclose(turned, straight, atol=1e-5)
+
+
 def test_antialiasing_leaves_finer_and_equal_axes_alone():
     rng = np.random.default_rng(0)
     array = rng.normal(size=(6, 6, 6)).astype(np.float32)

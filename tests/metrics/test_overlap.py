@@ -185,6 +185,11 @@ def test_overall_accuracy_is_the_share_of_the_diagonal():
     assert math.isnan(overlap.overall_accuracy(np.zeros((2, 2), int)))
 
 
+def test_masks_are_label_maps_of_two_classes():
+    true, pred = mask_pair(tp=3, fp=1, fn=2, tn=4)
+    assert overlap.confusion_matrix(true, pred, 2).tolist() == [[4, 1], [2, 3]]
+
+
 def test_maps_without_voxels_count_nothing():
     nothing = np.zeros((0, 3), np.uint8)
     assert overlap.confusion_matrix(nothing, nothing, 2).tolist() == [[0, 0], [0, 0]]

@@ -379,5 +379,6 @@ def test_bad_input_is_refused_with_the_rule(arguments, message):
 def test_a_negative_tolerance_and_a_missing_slice_axis_are_refused():
     with pytest.raises(InputError, match="tolerance_mm"):
         surface.surface_dice(FULL, FULL, (1, 1, 1), tolerance_mm=-1)
-    with pytest.raises(InputError, match="one of their axes"):
-        surface.hd95_in_plane(FULL, FULL, (1, 1, 1), slice_axis=3)
+    for axis in (3, -4):
+        with pytest.raises(InputError, match="one of their axes"):
+            surface.hd95_in_plane(FULL, FULL, (1, 1, 1), slice_axis=axis)
