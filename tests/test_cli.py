@@ -170,6 +170,7 @@ def test_predict_goes_through_a_cohort_and_its_exit_code_tells_of_a_bad_scan(hou
     [
         (["--overlap", "1.0"], "overlap"),
         (["--sequence", "T1w"], "--sequence belongs to --data"),
+        (["--workers", "2"], "--workers and --scheduler belong to --data"),
         (["--uncertainty", "dropout"], "network with dropout"),
         (["--uncertainty", "mirror", "--dropout-samples", "3"], "no dropout besides"),
     ],

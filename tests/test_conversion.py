@@ -58,6 +58,24 @@ def test_values_that_are_no_whole_numbers_stay_float32(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "b.nii")[0], image.get_fdata(dtype=np.float32))
 
 
+def test_numbers_beyond_16_bits_stay_what_they_are(tmp_path):
+    image = nibabel.Nifti1Image(counting().astype(np.float32) * 1000, np.eye(4))  # up to 119,000
+    nibabel.save(image, tmp_path / "a.nii")
+    convert_scan(tmp_path / "a.nii", tmp_path / "b.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "b.nii")[0], image.get_fdata(dtype=np.float32))
+
+
+def test_a_series_in_one_file_is_written_as_a_series(tmp_path):
+    image = nibabel.Nifti1Image(counting((5, 4, 6, 3)), np.eye(4))
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.set_zooms((1, 1, 1, 1.5))
+    nibabel.save(image, tmp_path / "a.nii")
+    convert_scan(tmp_path / "a.nii", tmp_path / "b.nii")
+    series = read_series(tmp_path / "b.nii")
+    np.testing.assert_array_equal(series.array, counting((5, 4, 6, 3)))
+    assert series.interval_s == 1.5
+
+
 def test_uneven_steps_are_refused_or_resampled_as_asked(tmp_path):
     folder = stack(tmp_path / "ct", (0, 2, 4, 5))
     with pytest.raises(InputError, match="2 of 2 mm, 1 of 1 mm"):

@@ -116,6 +116,7 @@ def built(tmp_path_factory):
         "__pycache__",
         ".*_cache",
         ".hypothesis",
+        ".coverage*",
     )
     source = Path(shutil.copytree(ROOT, folder / "mrseg", ignore=left_out))
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", source]

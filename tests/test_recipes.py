@@ -263,6 +263,7 @@ def test_a_file_that_is_no_page_is_refused_in_one_line(tmp_path, text):
         "training.epoch=3",
         "training.epochs=[",
         "training.seed=-1",
+        "training.momentum=1.0",
         "network.arguments.filtres=4",
         "training={plateau: {factor: 1.5}}",
     ],

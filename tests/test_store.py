@@ -62,6 +62,12 @@ def test_an_exported_archive_imports_elsewhere(segmenter, tmp_path, weights_dtyp
     np.testing.assert_array_equal(outputs(Segmenter.load("t1")), outputs(Segmenter.load(tmp_path / "t1")))
 
 
+def test_weights_leave_as_a_zip_file_alone(segmenter, tmp_path):
+    segmenter.save(tmp_path / "t1")
+    with pytest.raises(InputError, match=r"Write .*t1\.zip"):
+        store.export_weights(tmp_path / "t1", tmp_path / "t1.tar")
+
+
 def test_float16_keeps_11_binary_digits_of_every_weight_and_half_the_file(segmenter, tmp_path):
     whole = segmenter.save(tmp_path / "whole")
     half = segmenter.save(tmp_path / "half", weights_dtype="float16")

@@ -428,7 +428,7 @@ def _sample(array: np.ndarray, step: np.ndarray, shape: tuple[int, ...], order: 
             return array[np.ix_(*nearest)]
         matrix = diagonal  # aligned axes: the faster, separable path of SciPy
     return ndimage.affine_transform(
-        array, matrix, step[:3, 3], output_shape=shape, order=order, mode="nearest", prefilter=False
+        array, matrix, step[:3, 3], output_shape=shape, order=order, mode="nearest"
     )
 
 

@@ -79,7 +79,7 @@ def bootstrap_ci(
     if row.size < 2 or np.isinf(row).any():
         return float("nan"), float("nan")
     if np.ptp(row) == 0:
-        return float(row[0]), float(row[0])
+        return float(row.min()), float(row.max())
     interval = stats.bootstrap(
         (row,),
         np.mean,
@@ -196,8 +196,8 @@ def _row(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
     try:
         row = np.asarray(values, np.float64)
     except (TypeError, ValueError):
-        row = np.empty((0, 0))
-    if row.ndim != 1:
+        row = None
+    if row is None or row.ndim != 1:
         raise _checks.error(f"{name} is one row of numbers, one per subject.", values)
     return row
 

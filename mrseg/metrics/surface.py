@@ -328,7 +328,7 @@ class _Grid:
         """Distances in mm from the voxels of ``index`` to the nearest of ``targets``, by a search tree."""
         points = self._positions(index, targets.shape)
         # A target from every few voxels bounds each distance, and the bounds bound which targets matter.
-        coarse = (slice(None, None, 4),) * max(targets.ndim - 1, 1)
+        coarse = (slice(None, None, 4),) * (targets.ndim - 1)
         some = np.argwhere(targets[coarse])
         if len(some):
             some[:, : len(coarse)] *= 4

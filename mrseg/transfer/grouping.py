@@ -16,40 +16,42 @@ from mrseg.transfer.listing import text_table
 HEAD = "head"
 
 _GROUP = re.compile(rf"((?:adapted\d*_)?(?:stem|encoder\d+|bottleneck|decoder\d+|{HEAD}))(?:_|$)")
-#: How the families of keras.applications name their stages: pattern -> group; "{}" is the pattern's number
-#: plus the last item. Inception, Xception, NASNet and MobileNetV3 have layers without a stage in the name.
-_BACKBONES: dict[str, tuple[tuple[str, str, int], ...]] = {
-    "VGG": ((r"block(\d+)_", "encoder{}", 0), (r"flatten$|fc\d$|predictions$", HEAD, 0)),
+_Patterns = tuple[tuple[str, str, *tuple[int, ...]], ...]
+#: How the families of keras.applications name their stages: pattern -> group; "{}" is the pattern's number,
+#: plus the last item where there is one. Inception, Xception, NASNet and MobileNetV3 have layers without a
+#: stage in the name.
+_BACKBONES: dict[str, _Patterns] = {
+    "VGG": ((r"block(\d+)_", "encoder{}"), (r"flatten$|fc\d$|predictions$", HEAD)),
     "ResNet, DenseNet": (
-        (r"conv1_|pool1_", "stem", 0),
+        (r"conv1_|pool1_", "stem"),
         (r"(?:conv|pool)([2-5])_", "encoder{}", -1),
-        (r"post_|bn$|relu$", "bottleneck", 0),
-        (r"avg_pool$|predictions$", HEAD, 0),
+        (r"post_|bn$|relu$", "bottleneck"),
+        (r"avg_pool$|predictions$", HEAD),
     ),
     "EfficientNet": (
-        (r"stem_|normalization(?:_\d+)?$|rescaling", "stem", 0),
-        (r"block(\d+)", "encoder{}", 0),
-        (r"top_(?:conv|bn|activation)", "bottleneck", 0),
-        (r"avg_pool$|top_dropout$|predictions$", HEAD, 0),
+        (r"stem_|normalization(?:_\d+)?$|rescaling", "stem"),
+        (r"block(\d+)", "encoder{}"),
+        (r"top_(?:conv|bn|activation)", "bottleneck"),
+        (r"avg_pool$|top_dropout$|predictions$", HEAD),
     ),
     "MobileNet": (
-        (r"conv1(?:_|$)", "stem", 0),
-        (r"conv_(?:dw|pw|pad)_(\d+)", "encoder{}", 0),
-        (r"global_|dropout|conv_preds|predictions$", HEAD, 0),
+        (r"conv1(?:_|$)", "stem"),
+        (r"conv_(?:dw|pw|pad)_(\d+)", "encoder{}"),
+        (r"global_|dropout|conv_preds|predictions$", HEAD),
     ),
     "MobileNetV2": (
-        (r"Conv1|bn_Conv1", "stem", 0),
-        (r"expanded_conv_", "encoder1", 0),
+        (r"Conv1|bn_Conv1", "stem"),
+        (r"expanded_conv_", "encoder1"),
         (r"block_(\d+)_", "encoder{}", 1),
-        (r"Conv_1|out_relu", "bottleneck", 0),
-        (r"global_|predictions$", HEAD, 0),
+        (r"Conv_1|out_relu", "bottleneck"),
+        (r"global_|predictions$", HEAD),
     ),
     "ConvNeXt": (
-        (r".+_stem$", "stem", 0),
+        (r".+_stem$", "stem"),
         (r".+_stage_(\d)_", "encoder{}", 1),
         (r".+_downsampling_block_(\d)", "encoder{}", 2),
-        (r"layer_normalization", "bottleneck", 0),
-        (r".+_head_", HEAD, 0),
+        (r"layer_normalization", "bottleneck"),
+        (r".+_head_", HEAD),
     ),
 }
 _CONVOLUTIONS = (layers.Conv2D, layers.Conv3D, layers.DepthwiseConv2D, layers.SeparableConv2D)
@@ -197,11 +199,11 @@ def _naming(model: keras.Model) -> Callable[[str], str | None]:
     return group_name
 
 
-def _backbone_group(layer_name: str, patterns: tuple[tuple[str, str, int], ...]) -> str | None:
-    for pattern, group, shift in patterns:
+def _backbone_group(layer_name: str, patterns: _Patterns) -> str | None:
+    for pattern, group, *shift in patterns:
         match = re.match(pattern, layer_name)
         if match:
-            return group.format(int(match.group(1)) + shift) if match.groups() else group
+            return group.format(int(match.group(1)) + sum(shift)) if match.groups() else group
     return None
 
 

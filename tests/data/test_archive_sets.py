@@ -50,6 +50,12 @@ def test_of_synthrad_a_missing_file_is_an_error_and_an_extra_one_is_told(synthra
         datasets.synthrad2023(synthrad)
 
 
+def test_a_folder_without_subjects_is_told_with_what_it_holds(tmp_path):
+    touch(tmp_path / "readme.txt")
+    with pytest.raises(InputError, match="holds subjects 1BA001.*readme.txt"):
+        datasets.synthrad2023(tmp_path)
+
+
 def test_folders_of_pairs_with_other_names_are_read_as_well(tmp_path):
     touch(*(tmp_path / "patient 7" / f"{stem}.nii.gz" for stem in ("mr", "ct", "mask")))
     assert [case.subject for case in datasets.read_cohort(tmp_path)] == ["patient 7"]

@@ -64,6 +64,8 @@ def test_canonical_moves_no_voxel_in_the_world_and_goes_back_exactly(codes, tilt
     np.testing.assert_allclose(world_of_each_value(array, affine), world_of_each_value(*native), atol=1e-9)
     back = geometry.from_canonical(array, native[0].shape, native[1])
     assert np.array_equal(back, native[0])
+    shape, by_grid = geometry.canonical_grid((native[0].shape, native[1]))
+    assert shape == array.shape and np.array_equal(by_grid, affine)
 
 
 @settings(max_examples=25, deadline=None)
@@ -86,7 +88,8 @@ def test_channels_stay_last_on_the_way_back():
     native, affine = oriented("LSP", (3, 4, 5), (1, 1, 1))
     two = np.stack([native, -native], axis=-1)
     canonical, _ = geometry.to_canonical((two, affine))
-    assert np.array_equal(geometry.from_canonical(canonical, native.shape, affine), two)
+    for shape in (native.shape, two.shape):
+        assert np.array_equal(geometry.from_canonical(canonical, shape, affine), two)
 
 
 def test_going_back_to_a_grid_of_another_shape_is_an_error():
@@ -124,14 +127,16 @@ def test_a_shifted_grid_is_as_far_as_its_shift():
 
 
 def test_a_coarser_spacing_moves_the_far_corner_most():
-    # The far corner has index (10, 0, 0): 10 mm against 11 mm.
-    assert geometry.grid_distance_mm(
-        (11, 1, 1), affine_of(), (11, 1, 1), affine_of((1.1, 1, 1))
-    ) == pytest.approx(1.0)
+    # The far corner has index (10, 0, 0): 10 mm against 11 mm. Moved back by 1 mm, the near corner is off.
+    for origin in ((0, 0, 0), (-1.0, 0, 0)):
+        coarser = affine_of((1.1, 1, 1), origin)
+        assert geometry.grid_distance_mm((11, 1, 1), affine_of(), (11, 1, 1), coarser) == pytest.approx(1.0)
 
 
 def test_grids_of_different_shape_are_infinitely_far():
     assert geometry.grid_distance_mm((2, 2, 2), np.eye(4), (2, 2, 3), np.eye(4)) == math.inf
+    assert geometry.grid_distance_mm((2, 2, 2, 5), np.eye(4), (2, 2, 2), np.eye(4)) == 0  # channels
+    assert geometry.grid_distance_mm((2, 2, 2), np.eye(4), (2, 2, 2, 5), np.eye(4)) == 0
 
 
 def test_one_grid_within_rounding_passes_the_check():
@@ -247,11 +252,21 @@ def test_integer_arrays_are_never_interpolated(dtype):
         geometry.resample((np.zeros((2, 2, 2), dtype), np.eye(4)), (2, 2, 2), np.eye(4))
 
 
-def test_a_fill_that_labels_cannot_hold_is_refused():
-    with pytest.raises(InputError, match="fill"):
-        geometry.resample(
-            (np.zeros((2, 2, 2), np.uint8), np.eye(4)), (2, 2, 2), np.eye(4), order=0, fill=math.nan
-        )
+@pytest.mark.parametrize(
+    ("dtype", "good", "bad"),
+    [
+        (np.uint8, (0, 255), (-1, 256, 0.5, math.nan)),
+        (np.int16, (-32768, 32767), (-32769, 32768)),
+        (bool, (0, 1), (-1, 2)),
+    ],
+)
+def test_a_fill_that_labels_cannot_hold_is_refused(dtype, good, bad):
+    labels, away = (np.zeros((2, 2, 2), dtype), np.eye(4)), affine_of(origin=(9, 9, 9))
+    for fill in good:
+        assert (geometry.resample(labels, (2, 2, 2), away, order=0, fill=fill) == fill).all()
+    for fill in bad:
+        with pytest.raises(InputError, match="fill"):
+            geometry.resample(labels, (2, 2, 2), away, order=0, fill=fill)
 
 
 def test_other_orders_and_ranks_are_refused():
@@ -272,6 +287,17 @@ def test_antialiasing_dims_what_the_coarse_grid_cannot_show():
     np.testing.assert_allclose(raw, 1)
     passed = 2 * math.exp(-(math.pi**2) * 3 / (16 * math.log(2)))
     np.testing.assert_allclose(smooth[4:-4], passed, atol=1e-3)
+
+
+def test_oblique_grids_are_antialiased_too():
+    # Turned by 1 degree about the stripes' own axis, the grid meets the same stripes.
+    stripes = np.where(np.arange(64) % 2 == 0, 1.0, -1.0).astype(np.float32)[:, None, None] * np.ones(
+        (1, 5, 5)
+    )
+    to = rotation(1, 0) @ affine_of((2, 1, 1))
+    straight = geometry.resample((stripes, np.eye(4)), (32, 3, 3), affine_of((2, 1, 1)))
+    turned = geometry.resample((stripes, np.eye(4)), (32, 3, 3), to)
+    np.testing.assert_allclose(turned, straight, atol=1e-5)
 
 
 def test_antialiasing_leaves_finer_and_equal_axes_alone():
@@ -350,6 +376,15 @@ def test_the_head_mask_is_the_head_with_its_hollows_and_without_specks():
     assert np.array_equal(geometry.head_mask(image), expected)
 
 
+@pytest.mark.parametrize("quarter_turns", range(4))
+def test_a_hollow_that_is_open_to_one_side_of_its_slice_is_no_head(quarter_turns):
+    head = np.ones((12, 12, 3), dtype=bool)
+    head[4:8, 4:8, 1] = False  # closed above and below
+    head[7:, 5, 1] = False
+    turned = np.rot90(head, quarter_turns)
+    assert np.array_equal(geometry.head_mask(np.where(turned, 100.0, 0.0)), turned)
+
+
 def test_the_head_in_a_ct_is_found_in_hounsfield_units():
     ct = np.full((30, 30, 10), -1000, dtype=np.int16)
     ct[8:22, 8:22] = 1200  # bone around
@@ -358,6 +393,25 @@ def test_the_head_in_a_ct_is_found_in_hounsfield_units():
     expected = np.zeros(ct.shape, dtype=bool)
     expected[8:22, 8:22] = True
     assert np.array_equal(geometry.head_mask(ct), expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.05, 0.95), st.floats(-50, 50), st.floats(0.5, 30))
+def test_otsus_threshold_parts_the_values_with_the_largest_variance_between(seed, share, mean, spread):
+    rng = np.random.default_rng(seed)
+    values = np.where(rng.random(400) < share, rng.normal(0, 1, 400), rng.normal(mean, spread, 400))
+    width = np.ptp(values) / 256
+    places = np.minimum((values - values.min()) // width, 255)  # 256 classes of one width
+    between = [
+        (places < k).mean()
+        * (places >= k).mean()
+        * (places[places < k].mean() - places[places >= k].mean()) ** 2
+        for k in range(1, 256)
+    ]
+    found = geometry.otsu_threshold(values)
+    k = round((found - values.min()) / width)
+    assert found == pytest.approx(values.min() + k * width)
+    assert between[k - 1] == pytest.approx(max(between), rel=1e-6)
 
 
 @pytest.mark.parametrize("broken", [np.zeros((4, 4, 4)), np.full((4, 4, 4), np.nan), np.zeros((0, 4, 4))])
@@ -390,6 +444,21 @@ def test_a_given_spacing_is_kept_and_a_cut_head_is_logged(caplog):
     assert "1.25 times larger" in caplog.text
 
 
+def test_the_area_that_is_asked_for_is_measured_in_the_world():
+    volume = box_head(), affine_of((2.0, 1.5, 1.0))
+    # A slice of the head has 40 * 60 voxels of 3 mm^2, 60 % of the frame's 100 * 120 mm^2.
+    options = {"spacing_mm": (1.0, 1.0), "min_head_area": 0.6}
+    _, to = geometry.head_grid(volume, (100, 120, 15), **options)
+    np.testing.assert_allclose(geometry.voxel_sizes(to), (1.0, 1.0, 2.0))
+    with pytest.raises(InputError, match=r"at most 60\.00%"):
+        geometry.head_grid(volume, (100, 120, 15), **{**options, "min_head_area": 0.601})
+
+
+def test_a_head_that_just_fits_is_not_called_cut(caplog):
+    geometry.head_grid((box_head(), np.eye(4)), (40, 60, 30), spacing_mm=(1, 1, 1))
+    assert not caplog.text
+
+
 def test_three_spacings_take_contiguous_slices_around_the_middle():
     _, to = geometry.head_grid((box_head(), np.eye(4)), (64, 64, 8), spacing_mm=(1, 1, 1))
     # The kept slices 10..39 are centred on 24.5; eight slices of 1 mm are 21..28.
@@ -402,11 +471,28 @@ def test_a_head_on_too_few_pixels_is_an_error():
 
 
 def test_a_head_longer_than_the_grid_along_z_is_told(caplog):
-    geometry.head_grid((box_head(), np.eye(4)), (64, 64, 8), spacing_mm=(1, 1, 1))
-    assert "longer than the grid along z and is cut" in caplog.text
+    # 30 slices of 2 mm into 8 of 1.5 mm
+    geometry.head_grid((box_head(), affine_of((1, 1, 2))), (64, 64, 8), spacing_mm=(1, 1, 1.5))
+    assert "5.00 times longer than the grid along z and is cut" in caplog.text
     caplog.clear()
     geometry.head_grid((box_head(), np.eye(4)), (64, 64, 60), spacing_mm=(1, 1, 1))
     assert "cut" not in caplog.text
+
+
+def test_slices_padded_to_a_square_show_the_same_field_of_view():
+    affine = affine_of((1.0, 1.5, 3.0), (-10, 4, 7))
+    shape, to = geometry.plane_grid((20, 10, 4), affine, (10, 5))
+    # 20 mm and 15 mm: a square of 20 mm in 10 and in 5 pixels.
+    assert shape == (10, 5, 4)
+    np.testing.assert_allclose(geometry.voxel_sizes(to), (2.0, 4.0, 3.0))
+    # The first centres: half a pixel into the square, which begins 0.5 mm before the first voxel's centre
+    # along x and, padded by 2.5 mm, 3.25 mm before it along y.
+    np.testing.assert_allclose(to[:3, 3], (-10 - 0.5 + 1, 4 - 0.75 - 2.5 + 2, 7))
+    # Along y it is the longer side that counts as well, and a longer z has no say.
+    _, to = geometry.plane_grid((10, 20, 90), affine, (10, 10))
+    np.testing.assert_allclose(geometry.voxel_sizes(to), (3.0, 3.0, 3.0))
+    with pytest.raises(InputError, match="size is a sequence of 2"):
+        geometry.plane_grid((20, 10, 4), affine, (10, 5, 4))
 
 
 def test_the_head_grid_wants_canonical_volumes():
@@ -475,6 +561,16 @@ def test_aligned_grids_are_sampled_as_scipy_samples_them(seed, shape, order):
         np.testing.assert_array_equal(made[inside], expected[inside])
     else:  # float32 of about 200, a few dozen terms
         np.testing.assert_allclose(made[inside], expected[inside], atol=2e-3)
+
+
+@pytest.mark.parametrize(("order", "expected"), [(0, [3, 5]), (1, [2.75, 4.75])])
+def test_aligned_grids_take_the_quick_way(order, expected, monkeypatch):
+    monkeypatch.setattr(ndimage, "affine_transform", None)
+    monkeypatch.setattr(ndimage, "gaussian_filter", None)  # blurs whole volumes
+    ramp = np.arange(8, dtype=np.float32).reshape(8, 1, 1)
+    made = geometry.resample((ramp, np.eye(4)), (4, 1, 1), affine_of((2, 1, 1), (0.75, 0, 0)), order=order)
+    # Read at 0.75, 2.75, 4.75 and 6.75; away from the ends a symmetric blur leaves a ramp as it is.
+    np.testing.assert_allclose(made.ravel()[1:3], expected, atol=0.01)
 
 
 def test_an_infinite_voxel_spoils_its_neighbours_alone():

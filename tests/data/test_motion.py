@@ -135,3 +135,9 @@ def test_no_motion_is_an_exact_copy():
 def test_what_makes_no_sense_is_refused(series, changes, message):
     with pytest.raises(InputError, match=message):
         correct_motion(series, (1, 1, 1), **changes)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1, 1), (1, 1, 0), (1, 1, np.inf)])
+def test_a_spacing_is_three_positive_numbers(spacing_mm):
+    with pytest.raises(InputError, match="three positive numbers"):
+        correct_motion(np.ones((4, 4, 4, 4)), spacing_mm)

@@ -450,6 +450,11 @@ def test_input_that_cannot_be_registered_is_refused_before_elastix_runs(
         registration.register(fixed, moving, **options)
 
 
+def test_what_is_carried_through_a_registration_is_a_volume():
+    with pytest.raises(InputError, match=r"moving image is 3-D.*8, 8, 8, 2"):
+        registration.apply_transform(of(euler()), volume((8, 8, 8, 2)), ((8, 8, 8), np.eye(4)))
+
+
 def test_a_failure_of_elastix_is_one_line_with_its_reason(small, capfd):
     with pytest.raises(InputError, match="could not be created: NoSuchMetric") as caught:
         registration.register(*small[:2], stages=("rigid",), overrides={"rigid": {"Metric": "NoSuchMetric"}})

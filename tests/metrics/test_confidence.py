@@ -18,7 +18,7 @@ from mrseg.metrics.confidence import bootstrap_ci, holm, paired_test, wald_ci
 def test_the_wald_width_is_the_printed_formula():
     assert wald_ci(0.5, 100) == pytest.approx(1.96 * 0.05, rel=1e-12)
     assert wald_ci(0.2, 1) == pytest.approx(1.96 * 0.4, rel=1e-12)
-    assert isinstance(wald_ci(0.5, 100), float)
+    assert type(wald_ci(0.5, 100)) is float
 
 
 def test_the_wald_width_takes_a_table_of_classes():
@@ -80,6 +80,16 @@ def test_the_bootstrap_says_nan_where_nothing_can_be_said(values):
     assert all(math.isnan(limit) for limit in bootstrap_ci(values))
 
 
+def test_defaults_are_those_of_the_documentation():
+    values = [0.7, 0.8, 0.85, 0.9, 0.6]
+    assert bootstrap_ci(values) == bootstrap_ci(values, level=0.95, resamples=9999, seed=0)
+    a = np.random.default_rng(1).normal(0.4, 1, 14)  # 2^14 sign patterns are more than 9999
+    drawn = paired_test(a, np.zeros(14), method="permutation")
+    assert drawn == paired_test(a, np.zeros(14), method="permutation", resamples=9999, seed=0)
+    assert drawn.p_value * 10_000 == pytest.approx(round(drawn.p_value * 10_000), abs=1e-9)
+    assert paired_test(a, np.zeros(14)).method == "wilcoxon"
+
+
 def test_equal_values_have_an_interval_of_no_width():
     assert bootstrap_ci([0.8, 0.8, 0.8]) == (0.8, 0.8)
 
@@ -119,6 +129,19 @@ def test_signed_ranks_equal_scipys_exact_test_where_it_has_one(n):
     differences = np.random.default_rng(n).normal(0.3, 1, n)
     expected = stats.wilcoxon(differences, method="exact").pvalue
     assert paired_test(differences, np.zeros(n)).p_value == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_pattern_that_was_seen_counts_beside_the_random_ones():
+    # Either sign of a single difference is as far from 0: 1 of 1, and itself.
+    assert paired_test([1.0], [0.0], method="permutation", resamples=1).p_value == (1 + 1) / (1 + 1)
+
+
+def test_signed_ranks_with_ties_are_exact_up_to_thirteen_pairs():
+    differences = np.array([1, -1, 2, 2, -2, 3, 3, 3, -3, 4, 4, 5, 6.0])
+    ranks = np.array([1.5, -1.5, 4, 4, -4, 7.5, 7.5, 7.5, -7.5, 10.5, 10.5, 12, 13])  # ties share a rank
+    signs = np.array(list(itertools.product((-1, 1), repeat=13)))
+    expected = np.mean(np.abs(signs @ np.abs(ranks)) >= ranks.sum())
+    assert paired_test(differences, np.zeros(13)).p_value == expected
 
 
 def test_random_sign_flips_come_near_the_exact_p_value():
@@ -168,13 +191,17 @@ def test_holm_never_lowers_a_p_value_nor_exceeds_bonferroni(p_values):
 
 
 def test_bad_rows_are_refused():
-    with pytest.raises(InputError, match="same subjects"):
-        paired_test([1, 2], [1])
-    with pytest.raises(InputError, match="one row"):
-        bootstrap_ci([[0.1, 0.2]])
-    with pytest.raises(InputError, match="For 95 % write 0.95"):
-        bootstrap_ci([0.1, 0.2], level=95)
+    for a, b in (([1, 2], [1]), ([1], [1, 2])):
+        with pytest.raises(InputError, match="same subjects"):
+            paired_test(a, b)
+    for values in ([[0.1, 0.2]], 0.1, ["a", "b"], [[0.1], [0.1, 0.2]]):
+        with pytest.raises(InputError, match="one row"):
+            bootstrap_ci(values)
+    for level in (95, 1, 0):
+        with pytest.raises(InputError, match="For 95 % write 0.95"):
+            bootstrap_ci([0.1, 0.2], level=level)
     with pytest.raises(InputError, match="Did you mean 'wilcoxon'"):
         paired_test([1], [1], method="wilcoxn")
-    with pytest.raises(InputError, match=r"\[0, 1\]"):
-        holm([2.0])
+    for p_value in (1.001, -0.001):
+        with pytest.raises(InputError, match=r"\[0, 1\]"):
+            holm([0.5, p_value])

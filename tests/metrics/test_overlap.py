@@ -151,12 +151,15 @@ def test_any_number_of_classes_and_any_chunk_is_counted_exactly(num_classes, mon
     [np.asfortranarray, lambda a: a[::-1], lambda a: a.transpose(2, 0, 1), lambda a: a.astype(np.int64)],
     ids=["fortran", "reversed", "transposed", "int64"],
 )
-@pytest.mark.parametrize("which", ["both", "truth"])
+@pytest.mark.parametrize("which", ["both", "truth", "prediction"])
 def test_memory_layout_and_dtype_do_not_matter(lay, which):
     rng = np.random.default_rng(1)
     true, pred = rng.integers(0, 3, (2, 4, 5, 6)).astype(np.uint8)
-    laid_true = lay(true)
-    laid_pred = lay(pred) if which == "both" else np.ascontiguousarray(lay(pred)).astype(np.uint8)
+    laid_true, laid_pred = lay(true), lay(pred)
+    if which == "truth":
+        laid_pred = np.ascontiguousarray(laid_pred).astype(np.uint8)
+    if which == "prediction":
+        laid_true = np.ascontiguousarray(laid_true).astype(np.uint8)
     assert np.array_equal(overlap.confusion_matrix(laid_true, laid_pred, 3), naive_confusion(true, pred, 3))
 
 
@@ -180,6 +183,16 @@ def test_the_sum_of_matrices_is_the_matrix_of_the_pooled_voxels():
 def test_overall_accuracy_is_the_share_of_the_diagonal():
     assert overlap.overall_accuracy(np.array([[3, 1], [2, 4]])) == 0.7
     assert math.isnan(overlap.overall_accuracy(np.zeros((2, 2), int)))
+
+
+def test_masks_are_label_maps_of_two_classes():
+    true, pred = mask_pair(tp=3, fp=1, fn=2, tn=4)
+    assert overlap.confusion_matrix(true, pred, 2).tolist() == [[4, 1], [2, 3]]
+
+
+def test_maps_without_voxels_count_nothing():
+    nothing = np.zeros((0, 3), np.uint8)
+    assert overlap.confusion_matrix(nothing, nothing, 2).tolist() == [[0, 0], [0, 0]]
 
 
 def test_a_wholly_ignored_volume_scores_nan_everywhere():

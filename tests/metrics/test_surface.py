@@ -154,7 +154,8 @@ def test_far_structures_are_measured_exactly_too(spacing):
 
 
 @pytest.mark.parametrize(
-    ("shape", "spread"), [((3, 420, 400), 0.002), ((40, 2, 3), 0.2), ((5,), 0.2), ((30, 40), 0.05)]
+    ("shape", "spread"),
+    [((3, 420, 400), 0.002), ((40, 2, 3), 0.2), ((5,), 0.2), ((90,), 0.05), ((30, 40), 0.05)],
 )
 def test_grids_larger_than_one_chunk_and_of_other_dimensions_are_measured_exactly(shape, spread):
     """Planes of 168,000 voxels are larger than the chunk in which boundaries are found."""
@@ -174,6 +175,47 @@ def test_far_targets_are_found_whether_or_not_the_search_is_narrowed_down():
     pred[:] = False
     pred[1, 1, 0] = pred[58, 1, 11] = True  # none on the lines that bound the distances
     check_against_naive(true, pred, (1.0, 1.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "neighbours"),
+    [
+        # 5 voxels: 81 points of the grid lie within a circle of radius 5
+        ((1.0, 1.0), 80),
+        # 1.2 * 7 mm: 8 up and 8 down, and on either side 4 up, 4 down and one between: 7^2 + 4^2 < 8.4^2
+        ((1.0, 7.0), 16 + 2 * 9),
+        # at most 10 mm, not 1.2 * 10: 10 up and 10 down, and one on either side
+        ((1.0, 10.0), 20 + 2),
+    ],
+)
+def test_neighbours_are_all_voxels_within_reach_but_the_centre_nearest_first(spacing, neighbours):
+    found = surface._neighbours((5, 40), spacing)
+    offsets, distances = zip(*found, strict=True)
+    assert len(set(offsets)) == len(found) == neighbours
+    assert list(distances) == sorted(distances) and distances[0] == 1.0
+    assert dict(found)[40] == spacing[0] and dict(found)[-1] == spacing[1]  # a row down, a column back
+    assert surface._neighbours((5, 40), spacing) is found  # not made again for the next pair of masks
+
+
+def test_what_is_within_reach_is_found_without_a_search(monkeypatch):
+    monkeypatch.setattr(surface, "_tree", None)
+    rng = np.random.default_rng(4)
+    true = rng.random((20, 20, 6)) > 0.5
+    check_against_naive(true, np.roll(true, 2, axis=0), (1.0, 1.0, 3.0))
+
+
+def test_a_search_looks_among_the_targets_that_can_be_nearest_alone(monkeypatch):
+    trees, tree = [], surface._tree
+    monkeypatch.setattr(surface, "_tree", lambda points: trees.append(len(points)) or tree(points))
+    true, pred = np.zeros((2, 9, 200), bool)
+    true[4, 20] = True
+    pred[2:7, 9:11] = pred[2:7, 30:32] = pred[2:7, 100:160] = True
+    measured = surface.surface_distances(true, pred, (1.0, 1.0))
+    assert measured.true_to_pred.tolist() == [10.0]
+    assert measured.hausdorff == math.hypot(139, 2)
+    # Every fourth row is row 4, where 2 + 2 + 2 boundary voxels show that none is farther than 10 voxels.
+    # So far lie the columns 10 and 30, five voxels each. On the way back there is one target for all.
+    assert trees == [6, 10, 1, 1]
 
 
 @settings(max_examples=25, deadline=None)
@@ -212,7 +254,9 @@ def test_memory_order_does_not_matter():
     rng = np.random.default_rng(1)
     true, pred = rng.random((2, 7, 6, 5)) > 0.6
     expected = surface.surface_distances(true, pred, (1.0, 2.0, 3.0)).scores()
-    assert surface.surface_distances(np.asfortranarray(true), pred[:], (1.0, 2.0, 3.0)).scores() == expected
+    turned = np.asfortranarray(true), np.asfortranarray(pred)
+    for one, other in (turned, (turned[0], pred), (true, turned[1])):
+        assert surface.surface_distances(one, other, (1.0, 2.0, 3.0)).scores() == expected
     turned = surface.surface_distances(true.transpose(2, 0, 1), pred.transpose(2, 0, 1), (3.0, 1.0, 2.0))
     assert turned.scores() == pytest.approx(expected)
 
@@ -303,10 +347,17 @@ def test_the_in_plane_form_equals_the_challenges_definition(seed):
     between = cdist(mrbrains_edge(true, spacing), mrbrains_edge(pred, spacing))
     expected = max(np.percentile(between.min(axis=axis), 95) for axis in (0, 1))
     assert surface.hd95_in_plane(true, pred, spacing) == pytest.approx(expected, abs=1e-9)
-    turned = surface.hd95_in_plane(
-        true.transpose(2, 0, 1), pred.transpose(2, 0, 1), (3.0, 0.96, 0.8), slice_axis=0
-    )
-    assert turned == pytest.approx(expected, abs=1e-9)
+    true, pred, spacing = true.transpose(2, 0, 1), pred.transpose(2, 0, 1), (3.0, 0.96, 0.8)
+    for axis in (0, -3):
+        turned = surface.hd95_in_plane(true, pred, spacing, slice_axis=axis)
+        assert turned == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_mask_that_ends_inside_the_image_has_a_boundary_there_in_plane():
+    true, pred = np.zeros((2, 12, 12, 3), bool)
+    true[2:5, :, 1], pred[2:9, :, 1] = True, True
+    # From edge to edge of the image in the other direction: boundaries are the rows 2 and 4, and 2 and 8.
+    assert surface.hd95_in_plane(true, pred, (0.5, 1.0, 3.0)) == 4 * 0.5
 
 
 @pytest.mark.parametrize(
@@ -316,6 +367,7 @@ def test_the_in_plane_form_equals_the_challenges_definition(seed):
         ((EMPTY, EMPTY, (1, 1)), r"one voxel size above 0 per axis \(3\)"),
         ((EMPTY, EMPTY, (1, 1, 0)), "above 0"),
         ((EMPTY, EMPTY, (1, 1, math.nan)), "above 0"),
+        ((EMPTY, EMPTY, (1, 1, math.inf)), "above 0"),
         ((EMPTY + 2, EMPTY, (1, 1, 1)), "mask_true is a mask"),
     ],
 )
@@ -327,5 +379,6 @@ def test_bad_input_is_refused_with_the_rule(arguments, message):
 def test_a_negative_tolerance_and_a_missing_slice_axis_are_refused():
     with pytest.raises(InputError, match="tolerance_mm"):
         surface.surface_dice(FULL, FULL, (1, 1, 1), tolerance_mm=-1)
-    with pytest.raises(InputError, match="one of their axes"):
-        surface.hd95_in_plane(FULL, FULL, (1, 1, 1), slice_axis=3)
+    for axis in (3, -4):
+        with pytest.raises(InputError, match="one of their axes"):
+            surface.hd95_in_plane(FULL, FULL, (1, 1, 1), slice_axis=axis)

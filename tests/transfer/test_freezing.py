@@ -190,7 +190,10 @@ def test_the_report_prints_each_group_before_and_after(network):
         "state",
     ]
     assert lines[1].split()[-2:] == ["0", "frozen"] and lines[-2].split()[-1] == "trains"
-    assert lines[-1].split()[-1] == "9"  # 2 * 3 + 3 of the head
+    weights = sum(int(np.prod(w.shape)) for w in network.weights)
+    statistics = sum(int(np.prod(w.shape)) for w in network.weights if w.name.startswith("moving_"))
+    before = f"{weights - statistics:,}"
+    assert lines[-1].split() == ["total", "21", f"{weights:,}", before, "9"]  # 2 * 3 + 3 of the head
 
 
 def dropped(model):
@@ -250,6 +253,9 @@ def test_train_norms_trains_gamma_and_beta_and_nothing_else():
     train_norms(model)
     assert {w.name for w in model.trainable_weights} == {"gamma", "beta"}
     assert not any(w.path.startswith("adapted_") for w in model.trainable_weights)
+    train_norms(model, head=True)
+    others = {w.path for w in model.trainable_weights if w.name not in {"gamma", "beta"}}
+    assert others == {"head_logits/kernel", "head_logits/bias"}
     bare = keras.Input((4, 4, 1), name="image")
     with pytest.raises(InputError, match="a network that normalises"):
         train_norms(keras.Model(bare, keras.layers.Conv2D(2, 1, name="head_logits")(bare)))

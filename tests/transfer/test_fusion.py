@@ -320,5 +320,11 @@ def test_networks_that_cannot_be_carried_are_refused():
     flat = keras.Model(image_tensor, keras.layers.Conv2D(2, 1, name="head_logits")(image_tensor))
     with pytest.raises(InputError, match="encoder and decoder.*groups head"):
         hybrid(flat)
+    with pytest.raises(InputError, match="one input and one output.*1 inputs, 2 outputs"):
+        hybrid(keras.Model(image_tensor, [x, x]))
+    nameless = keras.layers.ReLU(name="mystery")(shared(image_tensor))
+    nameless = keras.layers.Conv2D(1, 3, name="decoder1_conv1")(nameless)
+    with pytest.raises(InputError, match="starts with its stage.*'mystery'"):
+        hybrid(keras.Model(image_tensor, nameless))
     with pytest.raises(InputError, match="one encoder"):
         hybrid(hybrid(base("unet")))

@@ -8,7 +8,9 @@ import pytest
 from mrseg._checks import InputError
 from mrseg.models.builders import NETWORKS
 from mrseg.models.islam2025 import unet
+from mrseg.models.mecheter2020 import segnet
 from mrseg.models.mecheter2023 import se_unet3d
+from mrseg.models.quiet import set_quiet
 from mrseg.transfer.grouping import counts_as_conv, group_name, groups
 
 
@@ -96,6 +98,42 @@ def test_backbones_of_keras_applications_have_groups_too(build, first, last, cou
     assert table.parameters == model.count_params()
 
 
+@pytest.mark.parametrize(
+    "stages",
+    [
+        {"block1_conv1": "encoder1", "block5_conv3": "encoder5", "fc2": "head", "predictions": "head"},
+        {"conv1_conv": "stem", "conv2_block1_1_conv": "encoder1", "conv5_block3_out": "encoder4"},
+        {"conv1_conv": "stem", "pool2_conv": "encoder1", "pool4_conv": "encoder3", "bn": "bottleneck"},
+        {"stem_conv": "stem", "block1a_dwconv": "encoder1", "block7a_bn": "encoder7", "top_bn": "bottleneck"},
+        {"conv1": "stem", "conv_dw_1": "encoder1", "conv_pw_13": "encoder13", "conv_preds": "head"},
+        {
+            "Conv1": "stem",
+            "expanded_conv_project": "encoder1",
+            "block_1_expand": "encoder2",
+            "block_16_project": "encoder17",
+            "Conv_1": "bottleneck",
+            "predictions": "head",
+        },
+        {
+            "convnext_tiny_stem": "stem",
+            "convnext_tiny_stage_0_block_0_conv": "encoder1",
+            "convnext_tiny_downsampling_block_0": "encoder2",
+            "convnext_tiny_stage_3_block_2_conv": "encoder4",
+            "layer_normalization": "bottleneck",
+            "convnext_tiny_head_dense": "head",
+        },
+    ],
+    ids=["VGG", "ResNet", "DenseNet", "EfficientNet", "MobileNet", "MobileNetV2", "ConvNeXt"],
+)
+def test_the_stages_of_each_family_are_numbered_from_one(stages):
+    x = image = keras.Input((4, 4, 1), name="image")
+    for name in stages:
+        x = keras.layers.Conv2D(1, 1, name=name)(x)
+    table = groups(keras.Model(image, x))
+    assert {layer: group.name for group in table for layer in group.layers} == stages
+    assert list(table.names) == list(dict.fromkeys(stages.values()))
+
+
 def test_the_classifier_of_a_backbone_is_its_head():
     model = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3))
     assert {"fc1", "fc2", "predictions"} <= set(groups(model)["head"].layers)
@@ -122,8 +160,36 @@ def test_a_layer_with_weights_and_no_stage_in_its_name_is_named():
         groups(model)
 
 
+def test_what_is_no_network_is_refused():
+    with pytest.raises(InputError, match="Received: str. Of a segmenter, pass segmenter.model"):
+        groups("unet")
+
+
+def test_states_of_groups_with_and_without_weights():
+    x = image = keras.Input((4, 4, 1), name="image")
+    x = keras.layers.AveragePooling2D(2, name="encoder1_pool")(x)
+    for name in ("bottleneck_conv1", "bottleneck_conv2", "head_logits"):
+        x = keras.layers.Conv2D(1, 1, name=name)(x)
+        x = keras.layers.Dropout(0.5, name=f"{name}_dropout")(x)
+    model = keras.Model(image, x)
+    assert [group.state for group in groups(model)] == ["trains", "trains", "trains"]
+    for name in ("encoder1_pool", "bottleneck_conv1", "bottleneck_conv1_dropout", "head_logits"):
+        model.get_layer(name).trainable = False
+    set_quiet(model.get_layer("bottleneck_conv1_dropout"), True)
+    table = groups(model)
+    assert [group.state for group in table] == ["frozen", "partly", "frozen"]
+    assert [group.dropout for group in table] == ["", "live", "live"]  # one of two is silent
+    other = model.get_layer("bottleneck_conv2_dropout")
+    other.trainable = False
+    set_quiet(other, True)
+    assert groups(model)["bottleneck"].dropout == "silent"
+    assert (len(table), table.parameters, table.trainable) == (3, 3 * 2, 2)
+
+
 def test_groups_print_as_a_table_with_a_total(network):
     lines = str(groups(network)).split("\n")
     assert lines[0].split() == ["group", "convs", "parameters", "trainable", "state"]
     assert lines[1].split()[0] == "encoder1" and lines[-1].split()[:2] == ["total", "21"]
     assert lines[-1].split()[2] == f"{network.count_params():,}"
+    dropout = segnet((32, 32, 1), filters=2)
+    assert str(groups(dropout)).split("\n")[0].split()[-1] == "dropout"
