@@ -61,10 +61,24 @@ TISSUE_TABLE: dict[str, Tissue] = {
     "lesion": Tissue(1250.0, 150.0, 110.0, 0.92, 24.0, cbv=6.0, cbf=60.0),
 }
 
+#: What differs in a newborn of 40 weeks: unmyelinated white matter is wetter than grey matter and has the
+#: longer T1 and T2. At 3 T the rates of frontal grey matter are those of white matter times 1.8 (R2) and 1.3
+#: (R1) (Williams et al. 2005, Radiology 235:595, read in its abstract). The times themselves are choices.
+NEWBORN_TABLE: dict[str, Tissue] = {
+    "gm": Tissue(1500.0, 115.0, 90.0, 0.92, 34.0, cbv=4.0, cbf=60.0),
+    "wm": Tissue(1950.0, 205.0, 140.0, 0.94, 24.0, cbv=2.0, cbf=22.0),
+    "deep_gm": Tissue(1400.0, 120.0, 90.0, 0.91, 34.0, cbv=4.0, cbf=60.0),
+}
+#: T2 of the brain is longer for every week before 40 (direction: Counsell et al. 2003, Am. J. Neuroradiol.
+#: 24:1654, read in its abstract; the size is a choice).
+T2_RISE_PER_WEEK = 0.015
+
 #: T1w: spoiled gradient echo with BrainWeb's settings (Kwan et al. 1999).
 T1W = {"tr_ms": 18.0, "te_ms": 10.0, "flip_deg": 30.0}
 #: T2w: turbo spin echo seen as a spin echo at its effective echo time, usual clinical settings.
 T2W = {"tr_ms": 3300.0, "te_ms": 100.0}
+#: The same of newborns, whose long T1 and T2 need longer times.
+NEWBORN_T2W = {"tr_ms": 6000.0, "te_ms": 120.0}
 #: DSC: gradient-echo EPI at 1.5 T.
 DSC = {"tr_ms": 1500.0, "te_ms": 45.0, "flip_deg": 90.0}
 #: Units of the images: white matter of the first volume lies in the hundreds, as scanners store it.
@@ -88,13 +102,24 @@ def spin_echo(tissue: Tissue, *, tr_ms: float, te_ms: float) -> float:
     return float(tissue.proton_density * recovered * np.exp(-te_ms / tissue.t2_ms))
 
 
-def tissue_signals(sequence: str, rng: np.random.Generator | None = None) -> np.ndarray:
+def tissue_of(name: str, weeks: float | None = None) -> Tissue:
+    """Constants of a tissue of an adult, or of a newborn of so many weeks."""
+    if weeks is None or name not in NEWBORN_TABLE:
+        return TISSUE_TABLE[name]
+    young = NEWBORN_TABLE[name]
+    return replace(young, t2_ms=young.t2_ms * (1 + T2_RISE_PER_WEEK * (40.0 - weeks)))
+
+
+def tissue_signals(
+    sequence: str, rng: np.random.Generator | None = None, *, weeks: float | None = None
+) -> np.ndarray:
     """Signal of every pure tissue for "T1w", "T2w" or "dsc" (baseline), in the order of ``TISSUES``.
 
-    With ``rng`` the constants of each tissue vary between subjects by a few per cent, as in people.
+    With ``rng`` the constants of each tissue vary between subjects by a few per cent, as in people. With
+    ``weeks`` they are a newborn's, and so is the T2w sequence.
     """
     signals = []
-    for tissue in (TISSUE_TABLE[name] for name in TISSUES):
+    for tissue in (tissue_of(name, weeks) for name in TISSUES):
         if rng is not None:
             t1, t2, pd = np.exp(rng.normal(0, (0.03, 0.03, 0.01)))
             tissue = replace(
@@ -107,7 +132,7 @@ def tissue_signals(sequence: str, rng: np.random.Generator | None = None) -> np.
         if sequence == "T1w":
             signals.append(spoiled_gradient_echo(tissue, **T1W))
         elif sequence == "T2w":
-            signals.append(spin_echo(tissue, **T2W))
+            signals.append(spin_echo(tissue, **(T2W if weeks is None else NEWBORN_T2W)))
         else:
             signals.append(spoiled_gradient_echo(tissue, **DSC))
     return np.asarray(signals, np.float32) * np.float32(SIGNAL_SCALE)
