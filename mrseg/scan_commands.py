@@ -65,7 +65,11 @@ def add_scan_commands(command: AddCommand) -> None:
         help="voxels (default: 64 64 48)",
     )  # fmt: skip
     phantom.add_argument(
-        "--labels", choices=("attenuation", "tissue", "brain"), help="write true labels too (default: none)"
+        "--labels", choices=("attenuation", "tissue", "brain", "structures"),
+        help="write true labels too (default: none)",
+    )  # fmt: skip
+    phantom.add_argument(
+        "--weeks", type=float, help="make newborns of this postmenstrual age, 28 to 44 (default: adults)"
     )
     phantom.add_argument("--prefix", default="phantom", help="of the heads' names (default: phantom)")
     phantom.add_argument("--seed", type=int, default=0, help="other seeds make other heads (default: 0)")
@@ -125,6 +129,7 @@ def _phantom(options: argparse.Namespace) -> None:
         shape=options.shape,
         seed=options.seed,
         labels=options.labels or False,
+        weeks=options.weeks,
         prefix=options.prefix,
     )
     count = sum(subjects.values())

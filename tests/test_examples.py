@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from mrseg.data import Case, write_labels
+from mrseg.recipes import load_recipe
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
@@ -56,6 +58,11 @@ def builder():
 @pytest.fixture(scope="module")
 def brain_masks():
     return loaded("dsc_brain_masks")
+
+
+@pytest.fixture(scope="module")
+def newborns_and_adults():
+    return loaded("xu2017_phantoms")
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +209,95 @@ def test_the_brain_mask_example_runs_and_goes_on_where_it_stopped(brain_masks, t
     for name in ("table1.txt", "table1.csv", "table1.tex", "heights.csv", "scores.csv", "report.html"):
         assert (tmp_path / name).exists()
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+
+
+def figures_of(example, name, truth, found):
+    recipe = load_recipe(name)
+    shape = (1, -1, 1)
+    rows = example.rows_of(
+        np.array(truth, np.uint8).reshape(shape), np.array(found, np.uint8).reshape(shape), (1, 2, 3), recipe
+    )
+    return {(row["class"], row["metric"]): row["value"] for row in rows}
+
+
+def test_adults_are_scored_after_merging_and_without_cerebellum_and_brain_stem(newborns_and_adults):
+    """cogm 1, bg 2 | wm 3, wml 4 | csf 5, ventricles 6 | cerebellum 7, brain stem 8."""
+    found = figures_of(
+        newborns_and_adults, "xu2017_exp4", [1, 2, 3, 4, 5, 6, 7, 8, 1, 1], [2, 1, 4, 3, 6, 5, 1, 3, 7, 0]
+    )
+    assert found["wm", "dice"] == found["csf", "dice"] == 1
+    assert found["gm", "dice"] == pytest.approx(2 * 2 / (4 + 2))  # what is grey in the cerebellum is no error
+    assert {metric for _, metric in found} == {"dice", "hd95_in_plane"}
+
+
+def test_newborns_are_scored_class_by_class_in_mm(newborns_and_adults):
+    found = figures_of(newborns_and_adults, "xu2017_exp1", [0, 1, 1, 0, 3, 3], [1, 1, 0, 0, 3, 3])
+    assert found["cogm", "dice"] == 0.5
+    assert found["cogm", "assd"] == pytest.approx(1.0)  # both borders: 0 and 2 mm, either way
+    assert found["uwm", "dice"] == 1 and np.isnan(found["csf", "dice"])
+
+
+def test_the_training_of_newborns_and_adults_says_what_it_changes(newborns_and_adults):
+    example = newborns_and_adults
+    for experiment in {**example.EXPERIMENTS, **example.FEWER_AND_MORE}.values():
+        stated = load_recipe(experiment.recipe)
+        made = example.recipe_of(experiment, example.CHOICES["SGD, the paper's rate"])
+        pixels = np.prod(experiment.pixels)
+        assert made.training.learning_rate == pytest.approx(stated.training.learning_rate * pixels, rel=1e-3)
+        assert (made.training.optimizer, made.training.momentum) == ("sgd", 0.99)
+        heads = sum(experiment.trains_on.values())
+        iterations = made.training.epochs * made.sampling.patches_per_volume * heads
+        assert iterations == example.EPOCHS * example.STEPS <= 3000  # the same for any number of heads
+        assert made.postprocessing == stated.postprocessing and made.augmentation == stated.augmentation
+        (rare,) = (c for name, c in example.CHOICES.items() if "rare" in name)
+        weights = dict(
+            zip(made.class_names, example.recipe_of(experiment, rare).loss.class_weights, strict=True)
+        )
+        assert weights["background"] == weights["csf"] == 1 and max(weights.values()) == 8
+
+
+@pytest.mark.slow  # a minute on two cores
+def test_the_example_of_newborns_and_adults_runs_and_goes_on_where_it_stopped(
+    newborns_and_adults, tmp_path, monkeypatch, capsys
+):
+    example = newborns_and_adults
+    small = {}
+    for name, cohort in example.COHORTS.items():
+        shape = tuple(32 if n > 60 else 8 for n in cohort["shape"])
+        extent = np.multiply(cohort["spacing_mm"], cohort["shape"])
+        subjects = {split: min(n, 2) for split, n in cohort["subjects"].items()}
+        small[name] = {**cohort, "shape": shape, "spacing_mm": tuple(extent / shape), "subjects": subjects}
+    monkeypatch.setattr(example, "COHORTS", small)
+    for table in ("EXPERIMENTS", "FEWER_AND_MORE"):
+        shrunk = {
+            name: dataclasses.replace(
+                experiment,
+                pixels=(32, 32),
+                trains_on={cohort: min(n, 2) for cohort, n in experiment.trains_on.items()},
+                paper_voxels=tuple(32 if mm < 1 else 4 for mm in experiment.paper_mm),
+                paper_mm=tuple(6.0 if mm < 1 else 30.0 for mm in experiment.paper_mm),
+            )
+            for name, experiment in getattr(example, table).items()
+        }
+        monkeypatch.setattr(example, table, shrunk)
+    monkeypatch.setattr(example, "EPOCHS", 1)
+    monkeypatch.setattr(example, "STEPS", 4)
+    chosen = {name: example.CHOICES[name] for name in ("Adam", "Adam, rare classes weigh more")}
+    monkeypatch.setattr(example, "CHOICES", chosen)
+    arguments = ["x", "--output", str(tmp_path), "--set", "network.arguments.filters=2"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    example.main()
+    first = capsys.readouterr().out
+    (log,) = (tmp_path / "EXP3").glob("*/log.csv")
+    written = log.stat().st_mtime_ns
+    (tmp_path / "EXP4" / "scores.csv").unlink()
+    example.main()
+    again = capsys.readouterr().out
+    tables = [text.split("Seconds per volume.")[0].split("Newborns:")[1] for text in (first, again)]
+    assert tables[0] == tables[1] and log.stat().st_mtime_ns == written
+    for name in ("choices", "table2", "table3", "heads", "seconds", "scores"):
+        assert (tmp_path / f"{name}.csv").exists()
+    assert (tmp_path / "slices.png").exists() and "EXP1, paper" in first
 
 
 PAGE = """# A page

@@ -26,7 +26,7 @@ from mrseg.data import phantom_physics as physics
 from mrseg.data.cases import Case, write_cases
 from mrseg.data.geometry import Volume
 from mrseg.data.io import write_labels, write_volume
-from mrseg.data.labels import ATTENUATION_CLASSES, BRAIN_CLASSES, TISSUE_CLASSES
+from mrseg.data.labels import ATTENUATION_CLASSES, BRAIN_CLASSES, MRBRAINS13_CLASSES, TISSUE_CLASSES
 from mrseg.data.phantom_head import (
     FIELD_OF_VIEW_MM,
     Head,
@@ -41,7 +41,8 @@ from mrseg.data.phantom_head import (
     tissue_labels,
 )
 from mrseg.data.phantom_motion import Misalignment
-from mrseg.data.phantom_subject import LESIONS, TISSUES, Subject
+from mrseg.data.phantom_structures import structure_labels
+from mrseg.data.phantom_subject import LESIONS, TISSUES
 
 __all__ = [
     "FIELD_OF_VIEW_MM",
@@ -56,6 +57,7 @@ __all__ = [
     "dsc_series",
     "head",
     "mr_image",
+    "structure_labels",
     "tissue_labels",
     "write_cohort",
 ]
@@ -66,6 +68,7 @@ _TRUTHS = {
     "attenuation": (attenuation_labels, ATTENUATION_CLASSES),
     "tissue": (tissue_labels, TISSUE_CLASSES),
     "brain": (brain_labels, BRAIN_CLASSES),
+    "structures": (structure_labels, MRBRAINS13_CLASSES),
 }
 #: Margin of the CT's field of view around the MR's, so that the displaced head stays inside.
 _CT_MARGIN_MM = 20.0
@@ -94,7 +97,7 @@ def mr_image(
     """
     choice("sequence", sequence, SEQUENCES[:2])
     rng = _image_rng(head, sequence, seed, noise, bias)
-    signals = physics.tissue_signals(sequence, rng, head.lesion)
+    signals = physics.tissue_signals(sequence, rng, lesion=head.lesion, weeks=head.weeks)
     image = mix(head, signals) * _gain(head, rng, bias)
     sigma = noise * float(signals[TISSUES.index("wm")])
     return physics.rician(image, sigma, rng), head.affine.copy()
@@ -129,7 +132,7 @@ def dsc_series(
     if not arrival_s >= 0:
         raise error("arrival_s is a time in seconds, from 0.", arrival_s)
     rng = _image_rng(head, "dsc", seed, noise, bias)
-    baseline = physics.tissue_signals("dsc", rng, head.lesion)
+    baseline = physics.tissue_signals("dsc", rng, lesion=head.lesion, weeks=head.weeks)
     times_s = np.arange(timepoints) * physics.DSC["tr_ms"] / 1000.0
     r2star = physics.bolus_r2star(times_s, arrival_s, head.lesion)
     loss = np.exp(-physics.DSC["te_ms"] / 1000.0 * r2star)
@@ -182,8 +185,7 @@ def ct_image(
     size, affine = _ct_grid(head, shape, spacing_mm)
     hu = physics.tissue_hu(head.lesion)
     ct_hu = np.empty(int(np.prod(size)), np.float32)
-    subject = Subject.random(head.seed, lesion=head.lesion)
-    for start, part in evaluate(subject, size, affine, lambda shares: hu @ shares, truth):
+    for start, part in evaluate(head.subject, size, affine, lambda shares: hu @ shares, truth):
         ct_hu[start : start + len(part)] = part
     ct_hu = ct_hu.reshape(size)
     if holder:
@@ -204,6 +206,7 @@ def write_cohort(
     labels: bool | str = False,
     lesions: float = 0.0,
     lesion_kinds: Sequence[bool | str] = (True,),
+    weeks: float | None = None,
     prefix: str = "phantom",
 ) -> Path:
     """Writes a synthetic cohort as NIfTI files with a manifest, as a user's own data would lie on disk.
@@ -218,9 +221,11 @@ def write_cohort(
         ct: writes each subject's CT, on its own grid and displaced by a random motion.
         registered: writes that CT on the MR's grid and in place instead, and the true labels beside it.
         labels: which true labels to write: "attenuation" (air, soft, bone), "tissue" (background, csf, gm,
-            wm) or "brain" (background, brain); True means "attenuation", False none, unless ``registered``.
+            wm), "brain" (background, brain) or "structures" (the eight of MRBrainS13); True means
+            "attenuation", False none, unless ``registered``.
         lesions: share of the subjects that have a lesion, 0 to 1, spread evenly over the list.
         lesion_kinds: of ``head``; one after the other in turn.
+        weeks: makes newborns of this postmenstrual age, as for ``head``.
         prefix: of the subjects' names, letters and digits; cohorts that meet need different ones.
 
     Returns:
@@ -255,6 +260,7 @@ def write_cohort(
             shape=shape,
             spacing_mm=spacing_mm,
             lesion=_lesion(number, lesions, lesion_kinds),
+            weeks=weeks,
         )
         stem = folder / f"{prefix}{number + 1:03d}" / f"{prefix}{number + 1:03d}"
         images = {sequence: _write_image(stem, subject, sequence) for sequence in sequences}

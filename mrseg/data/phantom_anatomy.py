@@ -22,7 +22,7 @@ from mrseg.data.phantom_subject import AIR, CSF, TISSUES, Subject, take
 
 
 def tissue_fractions(subject: Subject, points_mm: np.ndarray, width_mm: float) -> np.ndarray:
-    """Shares of every tissue in cubes of edge ``width_mm`` centred at world points.
+    """Shares of every tissue in cubes centred at world points.
 
     Borders are blurred analytically over ``width_mm`` along their normal, which is the partial volume of a
     flat border; sheets thinner than the cube keep their volume.
@@ -30,7 +30,7 @@ def tissue_fractions(subject: Subject, points_mm: np.ndarray, width_mm: float) -
     Args:
         subject: whose head.
         points_mm: (3, n) world coordinates.
-        width_mm: edge of the cube, positive.
+        width_mm: edge of the cube in the frame of the average adult head, positive.
 
     Returns:
         float32 (tissues, n), each column summing to 1; rows in the order of ``TISSUES``.

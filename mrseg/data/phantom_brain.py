@@ -64,6 +64,38 @@ def cavity_hull(at: Coordinates) -> np.ndarray:
     return smooth_max(hull, stem_hull(at), 9.0)
 
 
+def hemisphere_hull(folded: Coordinates) -> np.ndarray:
+    """Depth in the hemispheres and what joins them (x folded)."""
+    lateral = smooth_max(cerebrum_hull(folded), temporal_hull(folded), 3.0)
+    apart = smooth_min(lateral, folded[0] - 0.7, 8.0)
+    return smooth_max(apart, _core(folded), 3.0)
+
+
+def ventricle_depth(at: Coordinates, subject: Subject) -> np.ndarray:
+    """Depth in the lateral, third and fourth ventricles, the aqueduct, and the cleft below the callosum."""
+    folded = (np.abs(at[0]), at[1], at[2])
+    v = np.where(at[0] < 0, np.float32(subject.ventricles[0]), np.float32(subject.ventricles[1]))
+    path = (
+        ((7, 27, 1), 3.0),
+        ((9, 14, 10), 4.2),
+        ((8.5, -6, 17), 4.0),
+        ((13, -28, 18), 4.4),
+        ((24, -42, 10), 5.5),
+    )
+    depth = np.full_like(at[0], -99.0)
+    for (start, first), (end, last) in zip(path[:-1], path[1:], strict=True):
+        depth = smooth_max(depth, capsule(folded, start, end, (first, last)), 2.0)
+    depth = smooth_max(depth, capsule(folded, (24, -42, 10), (22, -66, 4), (5.0, 2.5)), 2.0)
+    depth = smooth_max(depth, capsule(folded, (24, -42, 8), (33, -28, -10), (4.0, 2.5)), 2.0)
+    depth = smooth_max(depth, capsule(folded, (33, -28, -10), (32, -8, -19), (2.5, 2.0)), 2.0)
+    depth = np.minimum(depth + (v - 1.0) * 4.0, folded[0] - 0.8)
+    third = ellipsoid(at, (0, -10, 1), (1.2 + 1.6 * subject.ventricles[0], 15, 9))
+    cleft = np.minimum(1.0 - folded[0], np.minimum(17.0 - _arc(folded), folded[2] + 9))  # below the arch
+    fourth = ellipsoid(at, (0, -46, -34), (7, 5.5, 12))
+    aqueduct = capsule(at, (0, -25, -4), (0, -40, -24), (1.2, 1.5))
+    return np.maximum.reduce([depth, third, cleft, fourth, aqueduct])
+
+
 def paint_brain(
     fractions: np.ndarray, at: Coordinates, cavity: np.ndarray, subject: Subject, width_mm: float
 ) -> None:
@@ -80,10 +112,10 @@ def paint_brain(
     folded = (np.abs(at[0]), at[1], at[2])
     _paint_dura(fractions, at, width_mm)
     _paint_cerebellum(fractions, folded, at, subject, width_mm)
-    paint(fractions, WM, soft(stem_hull(at), width_mm))
+    paint(fractions, subject.stem, soft(stem_hull(at), width_mm))
     _paint_cerebrum(fractions, folded, at, subject, width_mm)
     _paint_nuclei(fractions, folded, subject, width_mm)
-    _paint_ventricles(fractions, folded, at, subject, width_mm)
+    paint(fractions, CSF, soft(ventricle_depth(at, subject), width_mm))
     if subject.lesion is not None:
         _paint_lesion(fractions, at, subject, subject.lesion, width_mm)
     _paint_vessels(fractions, folded, at, width_mm)
@@ -114,12 +146,6 @@ def _outwards(point: Point, below_mm: float) -> Point:
     return x, y, z
 
 
-def _hemisphere(folded: Coordinates) -> np.ndarray:
-    lateral = smooth_max(cerebrum_hull(folded), temporal_hull(folded), 3.0)
-    apart = smooth_min(lateral, folded[0] - 0.7, 8.0)
-    return smooth_max(apart, _core(folded), 3.0)
-
-
 def _core(folded: Coordinates) -> np.ndarray:
     """Where the hemispheres are joined: callosum, septum, thalami and what surrounds them."""
     return ellipsoid(folded, (0, -6, 4), (26, 38, 22))
@@ -129,7 +155,7 @@ def _paint_cerebrum(
     fractions: np.ndarray, folded: Coordinates, at: Coordinates, subject: Subject, width_mm: float
 ) -> None:
     """Cortex: gyri between sheets of CSF that stand on the hull where a random field crosses zero."""
-    depth_all = _hemisphere(folded)
+    depth_all = hemisphere_hull(folded)
     inside = np.flatnonzero(depth_all > -width_mm)
     at = take(at, inside)
     folded = take(folded, inside)
@@ -178,9 +204,9 @@ def _outward(folded: Coordinates, depth: np.ndarray) -> tuple[Coordinates, np.nd
     step = np.float32(4.0)
     x, y, z = folded
     parts = (
-        depth - _hemisphere((x + step, y, z)),
-        depth - _hemisphere((x, y + step, z)),
-        depth - _hemisphere((x, y, z + step)),
+        depth - hemisphere_hull((x + step, y, z)),
+        depth - hemisphere_hull((x, y + step, z)),
+        depth - hemisphere_hull((x, y, z + step)),
     )
     length = np.sqrt(sum(p * p for p in parts)) + np.float32(1e-4)
     return (parts[0] / length, parts[1] / length, parts[2] / length), length / step
@@ -222,31 +248,6 @@ def _paint_nuclei(fractions: np.ndarray, folded: Coordinates, subject: Subject, 
     for depth in (thalamus, putamen, pallidum, caudate):
         paint(fractions, DEEP, soft(depth, width_mm))
     paint(fractions, GM, soft(np.maximum(hippocampus, amygdala), width_mm))
-
-
-def _paint_ventricles(
-    fractions: np.ndarray, folded: Coordinates, at: Coordinates, subject: Subject, width_mm: float
-) -> None:
-    v = np.where(at[0] < 0, np.float32(subject.ventricles[0]), np.float32(subject.ventricles[1]))
-    path = (
-        ((7, 27, 1), 3.0),
-        ((9, 14, 10), 4.2),
-        ((8.5, -6, 17), 4.0),
-        ((13, -28, 18), 4.4),
-        ((24, -42, 10), 5.5),
-    )
-    depth = np.full_like(at[0], -99.0)
-    for (start, first), (end, last) in zip(path[:-1], path[1:], strict=True):
-        depth = smooth_max(depth, capsule(folded, start, end, (first, last)), 2.0)
-    depth = smooth_max(depth, capsule(folded, (24, -42, 10), (22, -66, 4), (5.0, 2.5)), 2.0)
-    depth = smooth_max(depth, capsule(folded, (24, -42, 8), (33, -28, -10), (4.0, 2.5)), 2.0)
-    depth = smooth_max(depth, capsule(folded, (33, -28, -10), (32, -8, -19), (2.5, 2.0)), 2.0)
-    depth = np.minimum(depth + (v - 1.0) * 4.0, folded[0] - 0.8)
-    third = ellipsoid(at, (0, -10, 1), (1.2 + 1.6 * subject.ventricles[0], 15, 9))
-    cleft = np.minimum(1.0 - folded[0], np.minimum(17.0 - _arc(folded), folded[2] + 9))  # below the arch
-    fourth = ellipsoid(at, (0, -46, -34), (7, 5.5, 12))
-    aqueduct = capsule(at, (0, -25, -4), (0, -40, -24), (1.2, 1.5))
-    paint(fractions, CSF, soft(np.maximum.reduce([depth, third, cleft, fourth, aqueduct]), width_mm))
 
 
 def _paint_cerebellum(

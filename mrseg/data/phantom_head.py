@@ -15,7 +15,7 @@ from mrseg.data.labels import TISSUE_CLASSES, hu_to_labels
 from mrseg.data.phantom_anatomy import tissue_fractions
 from mrseg.data.phantom_motion import Misalignment
 from mrseg.data.phantom_physics import tissue_hu
-from mrseg.data.phantom_subject import LESIONS, TISSUES, Subject
+from mrseg.data.phantom_subject import LESIONS, TISSUES, WEEKS, Subject
 
 #: Corners of the field of view of the average head (mm): skin and a margin of air, cut below at the mouth.
 FIELD_OF_VIEW_MM = ((-100.0, -125.0, -90.0), (100.0, 117.0, 108.0))
@@ -36,6 +36,7 @@ class Head:
         tissues: name of each fraction; sinuses, mastoid cells and airways belong to "air".
         seed: the subject.
         lesion: the kind that the subject has, of ``LESIONS``; False for none.
+        weeks: postmenstrual age of a newborn; None for an adult.
     """
 
     fractions: np.ndarray
@@ -43,6 +44,12 @@ class Head:
     tissues: tuple[str, ...]
     seed: int
     lesion: bool | str = False
+    weeks: float | None = None
+
+    @property
+    def subject(self) -> Subject:
+        """The traits that the head was made from."""
+        return Subject.random(self.seed, lesion=self.lesion, weeks=self.weeks)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,6 +64,7 @@ def head(
     shape: Sequence[int] = (64, 64, 48),
     spacing_mm: Sequence[float] | None = None,
     lesion: bool | str = False,
+    weeks: float | None = None,
 ) -> Head:
     """Makes a synthetic head; nothing of it was measured on a person.
 
@@ -67,13 +75,15 @@ def head(
             (about 200 x 240 x 198 mm) fill the grid.
         lesion: True adds an oedematous tumour to the white matter of one side, "border" one that reaches the
             skull (bright in T2-w and T2*-w), "bleed" an old bleeding there (dark); the rest stays the same.
+        weeks: makes a newborn of this postmenstrual age, 28 to 44: a small head with a thin skull and few
+            shallow sulci. None makes an adult.
 
     Returns:
         The head with its tissue fractions.
 
     Raises:
         InputError: a seed that is no whole number from 0, a shape that is not three positive whole numbers, a
-            spacing that is not three positive numbers, an unknown kind of lesion.
+            spacing that is not three positive numbers, an unknown kind of lesion, an age out of range.
 
     Example:
         >>> head(1, shape=(32, 32, 24)).fractions.shape
@@ -82,14 +92,16 @@ def head(
     seed = check_seed(seed)
     lesion = choice("lesion", lesion, LESIONS)
     size = positive_ints("shape", shape, 3)
-    subject = Subject.random(seed, lesion=lesion)
+    if weeks is not None and not WEEKS[0] <= weeks <= WEEKS[1]:
+        raise error(f"weeks is a postmenstrual age, {WEEKS[0]:g} to {WEEKS[1]:g}, or None.", weeks)
+    subject = Subject.random(seed, lesion=lesion, weeks=weeks)
     low, high = (np.asarray(corner) * subject.scale + subject.shift_mm for corner in FIELD_OF_VIEW_MM)
     spacing = (high - low) / size if spacing_mm is None else check_spacing(spacing_mm)
     affine = centred_affine(size, spacing, (low + high) / 2)
     fractions = np.empty((len(TISSUES), int(np.prod(size))), np.float16)
     for start, part in evaluate(subject, size, affine, lambda shares: shares.astype(np.float16)):
         fractions[:, start : start + part.shape[1]] = part
-    return Head(fractions.reshape(len(TISSUES), *size), affine, TISSUES, seed, lesion)
+    return Head(fractions.reshape(len(TISSUES), *size), affine, TISSUES, seed, lesion, weeks)
 
 
 def tissue_labels(head: Head) -> np.ndarray:
@@ -156,14 +168,15 @@ def evaluate(
     """
     total = int(np.prod(shape))
     spacing = np.diag(affine)[:3]
-    offsets, width_mm = _samples(spacing)
+    # Partial volume is computed in the frame of the average head, in which a newborn's voxels are larger.
+    offsets, width_mm = _samples(spacing / subject.growth)
 
     def chunk(start: int) -> np.ndarray:
         flat = np.arange(start, min(start + _CHUNK, total))
         world = np.stack(np.unravel_index(flat, tuple(shape)), axis=1) * spacing + affine[:3, 3]
         shares = np.zeros((len(TISSUES), len(flat)), np.float32)
         for offset in offsets:
-            points = world + offset
+            points = world + offset * subject.growth
             points = points if motion is None else motion.to_mr(points)
             shares += tissue_fractions(subject, points.T, width_mm)
         return reduce(shares / np.float32(len(offsets)))

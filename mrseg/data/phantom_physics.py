@@ -64,10 +64,24 @@ TISSUE_TABLE: dict[str, Tissue] = {
 #: Kind of lesion (``mrseg.data.phantom_subject.LESIONS``) -> its constants, if not those of the table.
 _LESION_TABLE: dict[bool | str, Tissue] = {"bleed": Tissue(900.0, 40.0, 15.0, 0.80, 35.0)}
 
+#: What differs in a newborn of 40 weeks: unmyelinated white matter is wetter than grey matter and has the
+#: longer T1 and T2. At 3 T the rates of frontal grey matter are those of white matter times 1.8 (R2) and 1.3
+#: (R1) (Williams et al. 2005, Radiology 235:595, read in its abstract). The times themselves are choices.
+NEWBORN_TABLE: dict[str, Tissue] = {
+    "gm": Tissue(1500.0, 115.0, 90.0, 0.92, 34.0, cbv=4.0, cbf=60.0),
+    "wm": Tissue(1950.0, 205.0, 140.0, 0.94, 24.0, cbv=2.0, cbf=22.0),
+    "deep_gm": Tissue(1400.0, 120.0, 90.0, 0.91, 34.0, cbv=4.0, cbf=60.0),
+}
+#: T2 of the brain is longer for every week before 40 (direction: Counsell et al. 2003, Am. J. Neuroradiol.
+#: 24:1654, read in its abstract; the size is a choice).
+T2_RISE_PER_WEEK = 0.015
+
 #: T1w: spoiled gradient echo with BrainWeb's settings (Kwan et al. 1999).
 T1W = {"tr_ms": 18.0, "te_ms": 10.0, "flip_deg": 30.0}
 #: T2w: turbo spin echo seen as a spin echo at its effective echo time, usual clinical settings.
 T2W = {"tr_ms": 3300.0, "te_ms": 100.0}
+#: The same of newborns, whose long T1 and T2 need longer times.
+NEWBORN_T2W = {"tr_ms": 6000.0, "te_ms": 120.0}
 #: DSC: gradient-echo EPI at 1.5 T.
 DSC = {"tr_ms": 1500.0, "te_ms": 45.0, "flip_deg": 90.0}
 #: Units of the images: white matter of the first volume lies in the hundreds, as scanners store it.
@@ -91,20 +105,30 @@ def spin_echo(tissue: Tissue, *, tr_ms: float, te_ms: float) -> float:
     return float(tissue.proton_density * recovered * np.exp(-te_ms / tissue.t2_ms))
 
 
-def tissues(lesion: bool | str = False) -> list[Tissue]:
-    """Constants of ``TISSUES``, in order, in a head with a lesion of this kind."""
-    return [*(TISSUE_TABLE[name] for name in TISSUES[:-1]), _LESION_TABLE.get(lesion, TISSUE_TABLE["lesion"])]
+def tissue_of(name: str, *, lesion: bool | str = False, weeks: float | None = None) -> Tissue:
+    """Constants of a tissue of an adult or of a newborn of so many weeks, in a head with this kind of lesion."""
+    if name == "lesion":
+        return _LESION_TABLE.get(lesion, TISSUE_TABLE[name])
+    if weeks is None or name not in NEWBORN_TABLE:
+        return TISSUE_TABLE[name]
+    young = NEWBORN_TABLE[name]
+    return replace(young, t2_ms=young.t2_ms * (1 + T2_RISE_PER_WEEK * (40.0 - weeks)))
 
 
 def tissue_signals(
-    sequence: str, rng: np.random.Generator | None = None, lesion: bool | str = False
+    sequence: str,
+    rng: np.random.Generator | None = None,
+    *,
+    lesion: bool | str = False,
+    weeks: float | None = None,
 ) -> np.ndarray:
     """Signal of every pure tissue for "T1w", "T2w" or "dsc" (baseline), in the order of ``TISSUES``.
 
-    With ``rng`` the constants of each tissue vary between subjects by a few per cent, as in people.
+    With ``rng`` the constants of each tissue vary between subjects by a few per cent, as in people. With
+    ``weeks`` they are a newborn's, and so is the T2w sequence.
     """
     signals = []
-    for tissue in tissues(lesion):
+    for tissue in (tissue_of(name, lesion=lesion, weeks=weeks) for name in TISSUES):
         if rng is not None:
             t1, t2, pd = np.exp(rng.normal(0, (0.03, 0.03, 0.01)))
             tissue = replace(
@@ -117,7 +141,7 @@ def tissue_signals(
         if sequence == "T1w":
             signals.append(spoiled_gradient_echo(tissue, **T1W))
         elif sequence == "T2w":
-            signals.append(spin_echo(tissue, **T2W))
+            signals.append(spin_echo(tissue, **(T2W if weeks is None else NEWBORN_T2W)))
         else:
             signals.append(spoiled_gradient_echo(tissue, **DSC))
     return np.asarray(signals, np.float32) * np.float32(SIGNAL_SCALE)
@@ -125,7 +149,9 @@ def tissue_signals(
 
 def tissue_hu(lesion: bool | str = False) -> np.ndarray:
     """Hounsfield units of every pure tissue, in the order of ``TISSUES``."""
-    return np.asarray([tissue.hu for tissue in tissues(lesion)], np.float32)
+    return np.asarray(
+        [tissue.hu for tissue in (tissue_of(name, lesion=lesion) for name in TISSUES)], np.float32
+    )
 
 
 def bolus_r2star(times_s: np.ndarray, arrival_s: float, lesion: bool | str = False) -> np.ndarray:
@@ -160,7 +186,12 @@ def bolus_r2star(times_s: np.ndarray, arrival_s: float, lesion: bool | str = Fal
 
     peak = curve(TISSUE_TABLE["gm"]).max() if after.any() else 1.0
     dose = -np.log(0.6) / (DSC["te_ms"] / 1000.0) / max(peak, 1e-9)
-    return np.stack([np.interp(times_s, fine, dose * curve(tissue)) for tissue in tissues(lesion)])
+    return np.stack(
+        [
+            np.interp(times_s, fine, dose * curve(tissue))
+            for tissue in (tissue_of(name, lesion=lesion) for name in TISSUES)
+        ]
+    )
 
 
 def bias_field(shape: tuple[int, ...], rng: np.random.Generator, strength: float) -> np.ndarray:

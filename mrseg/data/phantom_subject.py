@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,8 @@ TISSUES = (
     "lesion",
 )
 AIR, SOFT, FAT, BONE, DIPLOE, CSF, GM, WM, DEEP, VESSEL, LESION = range(len(TISSUES))
+#: Postmenstrual ages (weeks) of newborns.
+WEEKS = (28.0, 44.0)
 
 #: Kinds of lesion: none, a tumour inside the brain, one at its border, an old bleeding there.
 LESIONS = (False, True, "border", "bleed")
@@ -57,6 +59,8 @@ class Subject:
         gap_mm: distance from the brain's hull to the skull.
         frontal_sinus, mastoid: size of the sinus, share of air in the cells.
         lesion: or None.
+        growth: size relative to an adult, which ``scale`` contains.
+        stem: tissue of the brain stem.
     """
 
     scale: np.ndarray
@@ -80,10 +84,20 @@ class Subject:
     frontal_sinus: float
     mastoid: float
     lesion: Lesion | None
+    growth: float = 1.0
+    stem: int = WM
 
     @classmethod
-    def random(cls, seed: int, *, lesion: bool | str = False) -> Subject:
-        """Draws a subject; the same seed gives the same subject, whichever of ``LESIONS`` it has."""
+    def random(cls, seed: int, *, lesion: bool | str = False, weeks: float | None = None) -> Subject:
+        """Draws a subject; the same seed gives the same subject, whichever of ``LESIONS`` it has.
+
+        With ``weeks``, the postmenstrual age, it is a newborn.
+        """
+        adult = cls._adult(seed, lesion)
+        return adult if weeks is None else adult._newborn(weeks)
+
+    @classmethod
+    def _adult(cls, seed: int, lesion: bool | str) -> Subject:
         rng = np.random.default_rng([seed, 20240])
         modes = 6
         waves = rng.standard_normal((modes, 3))
@@ -121,6 +135,35 @@ class Subject:
             frontal_sinus=rng.uniform(0.5, 1.3),
             mastoid=rng.uniform(0.8, 1.3),
             lesion=found if lesion else None,
+        )
+
+    def _newborn(self, weeks: float) -> Subject:
+        """The same subject as a newborn; lengths are relative to the size of the head.
+
+        The head's circumference is 35 cm at 40 weeks and 28 cm at 30, an adult's 57 cm. Sulci are fewer,
+        wider apart and shallower the younger the child; the skull is thin, without air cells, and the brain
+        stem, which is myelinated first, looks like the nuclei. The proportions of the face stay an adult's.
+        """
+        early = (40.0 - weeks) / 10.0
+        growth = (35.0 - 7.0 * early) / 57.0
+        wider = 1.1 + 0.3 * early
+        fold = replace(
+            self.fold,
+            period_mm=self.fold.period_mm * wider,
+            wavelength_mm=self.fold.wavelength_mm * wider,
+        )
+        return replace(
+            self,
+            growth=growth,
+            scale=self.scale * np.float32(growth),
+            fold=fold,
+            sulcus_mm=self.sulcus_mm * (0.9 - 0.4 * early),
+            gap_mm=self.gap_mm + 0.5 + 1.5 * early,
+            skull_scale=0.5 * self.skull_scale,
+            scalp_scale=0.8 * self.scalp_scale,
+            frontal_sinus=0.05,
+            mastoid=-20.0,
+            stem=DEEP,
         )
 
     def canonical(self, points_mm: np.ndarray) -> Coordinates:

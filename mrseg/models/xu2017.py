@@ -28,6 +28,7 @@ def vgg_fcn(
     filters: int = 64,
     stages: int = 5,
     weights: str | Path | None = None,
+    input_deviation: float = 1.0,
     weight_decay: float = 0.0,
     name: str = "vgg_fcn",
 ) -> keras.Model:
@@ -51,6 +52,9 @@ def vgg_fcn(
         weights: None starts from He normal. A path to a weight file of
             ``keras.applications.VGG16(include_top=False)``, or "imagenet" to let Keras fetch one, starts from
             ImageNet as the paper does; needs 64 filters.
+        input_deviation: the input is divided by it. He normal is made for a deviation of 1: fed with 0 to
+            255, it begins with logits in the hundreds, at which no pixel has a gradient. 74 is right for grey
+            values spread evenly. 1 with ``weights``, which were trained on 0 to 255.
         weight_decay: L2 penalty on the convolution kernels (Caffe's decay is twice this number).
         name: of the model.
 
@@ -61,7 +65,8 @@ def vgg_fcn(
 
     Raises:
         InputError: a size that does not divide, three spatial sizes, fewer than two classes, another number
-            of stages; with ``weights``: a file of another network, other channels or filters.
+            of stages, a deviation that is not above 0; with ``weights``: a deviation other than 1, a file of
+            another network, other channels or filters.
         FileNotFoundError: no such weight file.
 
     Deviation: upsampling is bilinear interpolation, equal to the paper's fixed bilinear deconvolution away
@@ -73,13 +78,16 @@ def vgg_fcn(
     """
     if stages not in (4, 5) or not isinstance(stages, int):
         raise _checks.error("stages is 5 (newborns) or 4 (adults).", stages)
+    if not input_deviation > 0 or (weights is not None and input_deviation != 1):
+        raise _checks.error("input_deviation is above 0, and 1 with weights of ImageNet.", input_deviation)
     options: dict[str, Any] = {"weight_decay": weight_decay}
     image = blocks.image_input(input_shape, num_classes, filters, multiple=2 ** (stages - 1))
     if len(image.shape) != 4:
         raise _checks.error(
             "vgg_fcn takes slices with their neighbours as colours.", input_shape, "Write (x, y, 3)."
         )
-    x, sides = image, []
+    x = image if input_deviation == 1 else keras.layers.Rescaling(1 / input_deviation, name="scaled")(image)
+    sides = []
     for level, widths in enumerate(STAGES[:stages], start=1):
         for i, width in enumerate(widths, start=1):
             layer = f"encoder{level}_conv{i}"

@@ -71,6 +71,37 @@ def test_initial_weights_are_he_normal_normal_and_glorot(newborns):
     assert isinstance(newborns.get_layer("head_logits").kernel_initializer, keras.initializers.GlorotUniform)
 
 
+def test_a_network_of_deviation_74_says_of_an_image_what_another_says_of_a_74th_of_it():
+    keras.utils.set_random_seed(3)
+    plain = vgg_fcn((32, 32, 3), 4, filters=4)
+    scaled = vgg_fcn((32, 32, 3), 4, filters=4, input_deviation=74.0)
+    scaled.set_weights(plain.get_weights())
+    image = np.random.default_rng(0).uniform(-128, 128, (1, 32, 32, 3)).astype("float32")
+    np.testing.assert_allclose(
+        scaled.predict(image, verbose=0), plain.predict(image / 74, verbose=0), atol=1e-6
+    )
+
+
+def test_a_random_start_fed_with_grey_values_is_saturated_and_with_their_deviation_is_not():
+    """Why the deviation is there: pixels that are sure and wrong from the first step have no gradient."""
+    image = np.random.default_rng(0).uniform(-128, 128, (1, 64, 64, 3)).astype("float32")
+    keras.utils.set_random_seed(3)
+    plain, scaled = (vgg_fcn((64, 64, 3), 8, filters=16, input_deviation=d) for d in (1.0, 74.0))
+    assert (plain.predict(image, verbose=0).max(axis=-1) > 0.999).mean() > 0.5
+    assert scaled.predict(image, verbose=0).max() < 0.9
+
+
+@pytest.mark.parametrize("deviation", [0.0, -1.0, float("nan")])
+def test_a_deviation_is_above_zero(deviation):
+    with pytest.raises(InputError, match="input_deviation is above 0"):
+        vgg_fcn((32, 32, 3), 4, input_deviation=deviation)
+
+
+def test_weights_of_imagenet_take_the_grey_values_as_they_are(imagenet):
+    with pytest.raises(InputError, match="1 with weights of ImageNet"):
+        vgg_fcn((32, 32, 3), 4, weights=imagenet[1], input_deviation=74.0)
+
+
 @pytest.mark.parametrize(("stages", "layers"), [(5, 13), (4, 10)])
 def test_every_tensor_of_vgg16_arrives(imagenet, stages, layers):
     vgg16, path = imagenet
