@@ -237,7 +237,12 @@ def test_what_is_not_a_mask_is_refused_with_the_remedy():
 
 
 def test_scores_refuse_what_is_not_a_matrix_of_counts():
-    with pytest.raises(InputError, match="square"):
-        overlap.scores(np.zeros((2, 3)))
-    with pytest.raises(InputError, match="square"):
-        overlap.scores(np.array([[1.0, np.nan], [0, 1]]))
+    for wrong in (
+        np.zeros((2, 3)),
+        np.zeros(4),
+        np.zeros((2, 2, 2)),
+        [[1.0, np.nan], [0, 1]],
+        [[1, -1], [0, 1]],
+    ):
+        with pytest.raises(InputError, match="square"):
+            overlap.scores(np.array(wrong))
