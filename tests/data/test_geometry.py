@@ -446,12 +446,22 @@ def test_a_given_spacing_is_kept_and_a_cut_head_is_logged(caplog):
 
 def test_the_area_that_is_asked_for_is_measured_in_the_world():
     volume = box_head(), affine_of((2.0, 1.5, 1.0))
-    # A slice of the head has 40 * 60 voxels of 3 mm^2, 60 % of the frame's 100 * 120 mm^2.
-    options = {"spacing_mm": (1.0, 1.0), "min_head_area": 0.6}
-    _, to = geometry.head_grid(volume, (100, 120, 15), **options)
-    np.testing.assert_allclose(geometry.voxel_sizes(to), (1.0, 1.0, 2.0))
+    # A slice of the head has 40 * 60 voxels of 3 mm^2, 60 % of the frame's 100 * 60 pixels of 2 mm^2.
+    options = {"spacing_mm": (1.0, 2.0), "min_head_area": 0.6}
+    _, to = geometry.head_grid(volume, (100, 60, 15), **options)
+    np.testing.assert_allclose(geometry.voxel_sizes(to), (1.0, 2.0, 2.0))
     with pytest.raises(InputError, match=r"at most 60\.00%"):
-        geometry.head_grid(volume, (100, 120, 15), **{**options, "min_head_area": 0.601})
+        geometry.head_grid(volume, (100, 60, 15), **{**options, "min_head_area": 0.601})
+
+
+def test_the_frame_is_256_by_256_by_48_voxels_around_the_slices_that_are_kept():
+    image = box_head(neck=False)
+    image[60:64, 10:70, 39] = 100  # the last slice is the widest
+    image[50:78, 30:34, 9] = image[2:50, 30:34, 40] = 100  # what sticks out, one slice below and above
+    shape, to = geometry.head_grid((image, np.eye(4)), min_head_area=0.03)
+    assert shape == (256, 256, 48)
+    np.testing.assert_allclose(geometry.voxel_sizes(to), (1, 1, 30 / 48))
+    np.testing.assert_allclose(affines.apply_affine(to, (127.5, 127.5, 23.5)), (41.5, 39.5, 24.5))
 
 
 def test_a_head_that_just_fits_is_not_called_cut(caplog):

@@ -215,6 +215,7 @@ ZEROS = np.zeros(4, np.uint8)
     ("true", "pred", "options", "message"),
     [
         (ZEROS, np.zeros(5, np.uint8), {}, r"on one grid.*\(4,\) and \(5,\)"),
+        (np.zeros(5, np.uint8), ZEROS, {}, r"on one grid.*\(5,\) and \(4,\)"),
         (ZEROS.astype(float), ZEROS, {}, "labels_true is a label map of whole numbers.*float64"),
         (ZEROS, np.array([0, -1, 0, 0]), {}, "labels_pred has labels 0 to 255.*-1 to 0"),
         (np.array([0, 3, 3, 7]), ZEROS, {}, r"labels_true has labels 0 to 1.*3 voxels with labels \[3, 7\]"),
@@ -237,7 +238,12 @@ def test_what_is_not_a_mask_is_refused_with_the_remedy():
 
 
 def test_scores_refuse_what_is_not_a_matrix_of_counts():
-    with pytest.raises(InputError, match="square"):
-        overlap.scores(np.zeros((2, 3)))
-    with pytest.raises(InputError, match="square"):
-        overlap.scores(np.array([[1.0, np.nan], [0, 1]]))
+    for wrong in (
+        np.zeros((2, 3)),
+        np.zeros(4),
+        np.zeros((2, 2, 2)),
+        [[1.0, np.nan], [0, 1]],
+        [[1, -1], [0, 1]],
+    ):
+        with pytest.raises(InputError, match="square"):
+            overlap.scores(np.array(wrong))
