@@ -106,7 +106,7 @@ def spin_echo(tissue: Tissue, *, tr_ms: float, te_ms: float) -> float:
 
 
 def tissue_of(name: str, *, lesion: bool | str = False, weeks: float | None = None) -> Tissue:
-    """Constants of a tissue of an adult or of a newborn of so many weeks, in a head with this kind of lesion."""
+    """Constants of a tissue of an adult, or of a newborn of so many weeks, with this kind of lesion."""
     if name == "lesion":
         return _LESION_TABLE.get(lesion, TISSUE_TABLE[name])
     if weeks is None or name not in NEWBORN_TABLE:
@@ -186,12 +186,8 @@ def bolus_r2star(times_s: np.ndarray, arrival_s: float, lesion: bool | str = Fal
 
     peak = curve(TISSUE_TABLE["gm"]).max() if after.any() else 1.0
     dose = -np.log(0.6) / (DSC["te_ms"] / 1000.0) / max(peak, 1e-9)
-    return np.stack(
-        [
-            np.interp(times_s, fine, dose * curve(tissue))
-            for tissue in (tissue_of(name, lesion=lesion) for name in TISSUES)
-        ]
-    )
+    curves = (curve(tissue_of(name, lesion=lesion)) for name in TISSUES)
+    return np.stack([np.interp(times_s, fine, dose * found) for found in curves])
 
 
 def bias_field(shape: tuple[int, ...], rng: np.random.Generator, strength: float) -> np.ndarray:
