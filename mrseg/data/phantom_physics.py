@@ -149,9 +149,7 @@ def tissue_signals(
 
 def tissue_hu(lesion: bool | str = False) -> np.ndarray:
     """Hounsfield units of every pure tissue, in the order of ``TISSUES``."""
-    return np.asarray(
-        [tissue.hu for tissue in (tissue_of(name, lesion=lesion) for name in TISSUES)], np.float32
-    )
+    return np.asarray([tissue_of(name, lesion=lesion).hu for name in TISSUES], np.float32)
 
 
 def bolus_r2star(times_s: np.ndarray, arrival_s: float, lesion: bool | str = False) -> np.ndarray:
