@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from mrseg.data import (
     Case,
@@ -397,7 +398,7 @@ def times(rows: Sequence[Row]) -> Table:
 
 # %%
 def picture(cohorts: Mapping[str, Sequence[Case]], output: Path) -> Figure:
-    figure = Figure(figsize=(11, 8.2), facecolor="black")
+    figure = Figure(figsize=(11, 8.5), facecolor="black")
     for row, (name, experiment) in enumerate(EXPERIMENTS.items()):
         recipe = load_recipe(experiment.recipe)
         case = select(cohorts[experiment.tested_on], "test")[0]
@@ -411,13 +412,17 @@ def picture(cohorts: Mapping[str, Sequence[Case]], output: Path) -> Figure:
             planes = [np.take(volume, index, across).T[::-1] for volume in (image, truth, found)]
             headings = (f"{name}, slice {index}", "truth", "prediction")
             for column, (plane, heading) in enumerate(zip(planes, headings, strict=True)):
-                axes = figure.add_axes((half / 2 + column / 6, 0.01 + (3 - row) / 4, 1 / 6, 0.22))
+                axes = figure.add_axes((half / 2 + column / 6, 0.04 + 0.24 * (3 - row), 1 / 6, 0.215))
                 axes.set_axis_off()
                 axes.set_title(heading, color="white", fontsize=8, pad=2)
                 if column == 0:
                     axes.imshow(plane, cmap="gray", vmax=np.percentile(image, 99.5))
                 else:
                     axes.imshow(_painted(plane, recipe.class_names), interpolation="nearest")
+    key = [Patch(color=colour, label=name) for name, colour in _colours().items() if colour]
+    figure.legend(
+        handles=key, loc="lower center", ncols=len(key), fontsize=9, labelcolor="white", frameon=False
+    )
     return figure
 
 
@@ -427,9 +432,13 @@ _COLOUR_OF = {
 }  # fmt: skip
 
 
-def _painted(plane: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def _colours() -> dict[str, str | None]:
     newborn = load_recipe("xu2017_exp1").class_names
-    colours = dict(zip(newborn, class_colours(newborn), strict=True))
+    return dict(zip(newborn, class_colours(newborn), strict=True))
+
+
+def _painted(plane: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    colours = _colours()
     return np.array([to_rgb(colours[_COLOUR_OF.get(name, name)] or "black") for name in names])[plane]
 
 
