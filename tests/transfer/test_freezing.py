@@ -93,6 +93,15 @@ def test_a_depth_that_the_network_has_not_is_refused_with_its_number_of_convolut
     assert groups(network) == before
 
 
+def test_a_stem_belongs_to_the_encoder():
+    x = image = keras.Input((8, 8, 1), name="image")
+    for name in ("stem_conv1", "encoder1_conv1", "decoder1_conv1", "head_logits"):
+        x = keras.layers.Conv2D(1, 3, padding="same", name=name)(x)
+    model = keras.Model(image, x)
+    train_last(model, "decoder")
+    assert trained_groups(model) == {"decoder1", "head"}
+
+
 def test_a_head_with_a_kernel_larger_than_one_is_the_first_convolution_counted():
     image = keras.Input((8, 8, 1), name="image")
     x = keras.layers.Conv2D(2, 3, padding="same", name="encoder1_conv1")(image)
