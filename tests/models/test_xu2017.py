@@ -151,7 +151,7 @@ def test_a_file_of_another_network_and_a_missing_file_are_told_in_one_line(tmp_p
     with pytest.raises(InputError, match="three channels and 64 filters.*32 filters"):
         vgg_fcn((32, 32, 3), filters=32, weights=imagenet[1])
     image = keras.Input((8, 8, 3))
-    with pytest.raises(InputError, match="go into vgg_fcn.*called other"):
+    with pytest.raises(InputError, match="go into vgg_fcn.*called 'other'"):
         load_vgg16(keras.Model(image, keras.layers.Conv2D(2, 3)(image), name="other"), imagenet[1])
 
 
