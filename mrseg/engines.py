@@ -132,18 +132,19 @@ def _read_openvino(file: Path, engine: Engine, batch_size: int | None) -> Forwar
     streams = min(parts, engine.threads or os.cpu_count() or 1)
     compiled = compile_openvino(network, engine, streams)
     requests = [compiled.create_infer_request() for _ in range(streams)]
+    out_shape = tuple(compiled.output(0).get_shape())
 
     def forward(batch: np.ndarray) -> np.ndarray:
-        answers = []
-        own = [np.ascontiguousarray(batch[i * rows : (i + 1) * rows]) for i in range(parts)]
+        own = np.ascontiguousarray(batch).reshape(parts, rows, *batch.shape[1:])
+        answers = np.empty((parts, *out_shape), np.float32)
         for first in range(0, parts, streams):
             begun = requests[: parts - first]
-            for request, part in zip(begun, own[first:], strict=False):
-                request.start_async([part], share_inputs=True)
-            for request in begun:
+            for i, request in enumerate(begun, start=first):
+                request.start_async([own[i]], share_inputs=True)
+            for i, request in enumerate(begun, start=first):
                 request.wait()
-                answers.append(np.array(request.get_output_tensor().data))  # the next call overwrites it
-        return answers[0] if parts == 1 else np.concatenate(answers)
+                answers[i] = request.get_output_tensor().data  # the next call overwrites it
+        return answers.reshape(-1, *out_shape[1:])
 
     return forward
 
