@@ -58,6 +58,7 @@ def _plane(head: Head, subject: Subject, x: int) -> np.ndarray:
     ventricle = here(ventricle_depth(at, subject) > -_SLACK_MM)
     shares[_VENTRICLES, ventricle] = shares[_CSF, ventricle]
     shares[_CSF, ventricle] = 0
-    shares[_BACKGROUND] += shares[_CSF] * here(cavity_depth(subject, at) < 0)  # the eyes
-    shares[_CSF] *= here(cavity_depth(subject, at) >= 0)
+    outside = here(cavity_depth(subject, at) < 0)  # the eyes
+    shares[_BACKGROUND, outside] += shares[_CSF, outside]
+    shares[_CSF, outside] = 0
     return shares.argmax(axis=0).astype(np.uint8)
