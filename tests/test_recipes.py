@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,11 +13,12 @@ import yaml
 from mrseg import pseudo_labels, training
 from mrseg._checks import InputError
 from mrseg.data import phantom
-from mrseg.data.cases import Case, read_cases
+from mrseg.data.cases import Case, read_cases, select
 from mrseg.data.io import read_volume
 from mrseg.data.pipeline import build_dataset
 from mrseg.data.preprocessing import Preprocessing
 from mrseg.data.registration import Registration
+from mrseg.data.tissue_sets import ibsr18
 from mrseg.models.builders import BUILDERS, NETWORKS, matching
 from mrseg.recipes import build_network, list_recipes, load_recipe, runner
 from mrseg.recipes.loader import Transfer
@@ -619,3 +622,20 @@ def test_where_data_change_features_are_not_kept_and_the_log_says_why(
     with caplog.at_level("WARNING"):
         train_recipe(load_recipe("phantom_t1", options), cases, tmp_path / "run", progress=False)
     assert f"without a cache of features: {why}" in caplog.text
+
+
+@pytest.mark.data
+@pytest.mark.skipif("MRSEG_DATA" not in os.environ, reason="MRSEG_DATA is not set")
+def test_the_patches_of_the_recipes_for_ibsr18_fit_into_every_training_scan():
+    cases = select(ibsr18(Path(os.environ["MRSEG_DATA"]) / "ibsr18"), "train")
+    assert len(cases) == 10
+    recipes = [recipe for recipe in map(load_recipe, list_recipes()) if "ibsr18" in recipe.command]
+    assert len(recipes) == 9
+    for case in cases:
+        scan = read_volume(case.images["T1w"])
+        shapes = {}
+        for recipe in recipes:
+            if recipe.preprocessing.grid not in shapes:
+                shapes[recipe.preprocessing.grid] = recipe.preprocessing.image(scan)[0].shape
+            shape = shapes[recipe.preprocessing.grid]
+            assert all(np.less_equal(recipe.sampling.patch_shape, shape)), (recipe.name, case.subject, shape)
