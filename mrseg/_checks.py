@@ -51,10 +51,10 @@ def existing_folder(path: str | Path) -> Path:
 
 
 def choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
-    """Returns ``value`` if it is one of ``choices``, else raises an error that lists them."""
+    """Returns the one of ``choices`` that equals ``value``, else raises an error that lists them."""
     choices = list(choices)
     if value in choices:
-        return value
+        return choices[choices.index(value)]
     near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
     remedy = f"Did you mean {near[0]!r}?" if near else ""
     raise error(f"{name} is one of {', '.join(map(str, choices))}.", repr(value), remedy)

@@ -38,8 +38,8 @@ class Engine:
             ``pip install 'mrseg[openvino]'`` or ``'mrseg[onnx]'``.
         precision: ``float32``, or of OpenVINO alone ``bfloat16`` (8 binary digits instead of 24; faster where
             the processor multiplies in it, AVX512_BF16 or AMX) and ``int8`` (convolutions in whole numbers of
-            8 bits, after a calibration, `mrseg.quantization`; faster on processors with VNNI too; what is no
-            convolution in bfloat16 where the processor can, else in float32).
+            8 bits, after a calibration, `mrseg.quantization`; faster on processors with VNNI too; the last
+            and the depthwise convolutions, and all else, in bfloat16 where the processor can, or float32).
         threads: of the processor; None takes all of its cores. TensorFlow takes the number from the
             environment variable TF_NUM_INTRAOP_THREADS when it starts.
 
@@ -84,8 +84,8 @@ class Engine:
         """Raises InputError where it is not installed, or this processor cannot compute in its precision."""
         if self.converts:
             package(self.name)
-        if self.precision != "float32":
-            _check_precision(self.precision)
+        if self.precision != "float32" and (refusal := _refusal(self.precision)):
+            raise InputError(refusal)
 
     def forward(self, file: str | Path, batch_size: int | None = None) -> Forward:
         """The network of a file as one call.
@@ -164,13 +164,7 @@ def compile_openvino(network: Any, engine: Engine, streams: int = 1) -> Any:
 
 def _rests_on_bfloat16(precision: str) -> bool:
     """Whether what is not int8 is computed in bfloat16: in int8 too, where the processor can."""
-    if precision != "int8":
-        return precision == "bfloat16"
-    try:
-        _check_precision("bfloat16")
-    except InputError:
-        return False
-    return True
+    return precision == "bfloat16" or (precision == "int8" and not _refusal("bfloat16"))
 
 
 def _read_onnx(file: Path, engine: Engine, _: int | None) -> Forward:
@@ -209,14 +203,16 @@ _CAPABILITIES = {"bfloat16": "BF16", "int8": "INT8"}  # as OpenVINO calls them
 
 
 @functools.cache
-def _check_precision(precision: str) -> None:
-    """Refuses a processor without it, and one on which it ends the process (tried in another)."""
+def _refusal(precision: str) -> str:
+    """Why not: a processor without the precision, or one on which it ends the process (tried in another)."""
     able = package("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if _CAPABILITIES[precision] not in able:
-        raise error(
-            f"{precision} needs a processor that computes in it.",
-            f"one with {', '.join(able)}",
-            "Take float32.",
+        return str(
+            error(
+                f"{precision} needs a processor that computes in it.",
+                f"one with {', '.join(able)}",
+                "Take float32.",
+            )
         )
     tried = subprocess.run(
         [sys.executable, "-c", _TRIAL.format(precision=precision)],
@@ -225,8 +221,11 @@ def _check_precision(precision: str) -> None:
     if tried.returncode:
         said = (tried.stderr.strip().splitlines() or [""])[-1]
         how = f"signal {-tried.returncode}" if tried.returncode < 0 else said
-        raise error(
-            f"{precision} needs a machine whose matrix units (AMX) work.",
-            f"one on which a trial of it ended with {how}",
-            "Take float32, or set ONEDNN_MAX_CPU_ISA=AVX10_1_512 before the program starts (no AMX).",
+        return str(
+            error(
+                f"{precision} needs a machine whose matrix units (AMX) work.",
+                f"one on which a trial of it ended with {how}",
+                "Take float32, or set ONEDNN_MAX_CPU_ISA=AVX10_1_512 before the program starts (no AMX).",
+            )
         )
+    return ""

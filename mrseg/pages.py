@@ -162,7 +162,7 @@ def write_evaluation(
         summary=(_verdict(whole_rows(rows), cases),),
         sections=sections,
         notice=" ".join(filter(None, [notice, _seen(segmenter, cases)])),
-        provenance={**(provenance or segmenter.provenance), **_told(inference)},
+        provenance={**(provenance or segmenter.provenance), **_told(segmenter, inference)},
     )
     short = [row for row in summary if row["metric"] in _IN_SHORT]
     shown = [summary_table(short, caption=f"{what}."), *(made[name] for name in made if name == "comparison")]
@@ -196,8 +196,11 @@ def _seen(segmenter: Asked, cases: Sequence[Case]) -> str:
     return f"Of the {len(cases)} subjects scored, {len(seen)} were trained on: the figures flatter."
 
 
-def _told(inference: Inference) -> dict[str, Any]:
-    return {} if inference == DEFAULT else {"inference": inference.as_dict()}
+def _told(segmenter: Asked, inference: Inference) -> dict[str, Any]:
+    """How the network was asked, as far as that is not the default."""
+    told = {"engine": (segmenter.engine, "tensorflow"), "precision": (segmenter.precision, "float32")}
+    asked: dict[str, Any] = {name: now for name, (now, default) in told.items() if now != default}
+    return asked if inference == DEFAULT else {**asked, "inference": inference.as_dict()}
 
 
 class _Spool:

@@ -19,7 +19,7 @@ from mrseg.engines import Engine, compile_openvino, package
 #: Checksum of a convolution's weights -> smallest and largest number that came into it.
 Ranges = dict[str, tuple[float, float]]
 
-#: Kind of convolution -> axis of its weights along which output channels lie. Depthwise ones stay in float32.
+#: Kind of convolution -> axis of its weights along which output channels lie. None for depthwise ones.
 _CHANNELS = {"Convolution": 0, "ConvolutionBackpropData": 1}
 _STEPS = 256
 

@@ -36,7 +36,7 @@ from mrseg.passes import BATCH_SIZE, DEFAULT, Forward, Inference
 from mrseg.postprocess import Postprocessing
 from mrseg.quantization import Calibrator, Ranges
 from mrseg.segmenting import needed_mb, parts_of, segment
-from mrseg.weight_files import check_weight_file
+from mrseg.weight_files import check_weight_file, load_network, network_from_json
 
 
 @dataclass
@@ -482,11 +482,10 @@ def _write_network(model: keras.Model, files: Sequence[Path]) -> None:
 
 def _read_network(files: Sequence[Path]) -> keras.Model:
     if len(files) == 1:
-        check_weight_file(files[0])
-        model = keras.saving.load_model(files[0], compile=False, safe_mode=True)
+        model = load_network(files[0])
         use_fused_norms(model)
         return model
-    model = keras.models.model_from_json(files[0].read_text(encoding="utf-8"))
+    model = network_from_json(files[0].read_text(encoding="utf-8"))
     use_fused_norms(model)
     check_weight_file(files[1])
     with np.load(files[1], allow_pickle=False) as halves:

@@ -78,7 +78,10 @@ def test_every_requirement_has_both_ends():
 def test_the_oldest_versions_are_those_of_setup_cfg():
     """Each is pinned to the lower end: equal in the digits that the range states, the first of the rest."""
     lowest = pinned()
-    for name, span in requirements("options", "install_requires").items():
+    ranges = requirements("options", "install_requires")
+    for engine in ("openvino", "onnx"):
+        ranges |= requirements("options.extras_require", engine)
+    for name, span in ranges.items():
         low, high = (digits(end) for end in re.fullmatch(r">=([\d.]+),<([\d.]+)", span).groups())
         version = digits(lowest[name])
         assert version[: len(low)] == low, f"{name}: {lowest[name]} for {span}"

@@ -32,6 +32,7 @@ class Blurred:
     class_names = NAMES
     sequence = "T1w"
     provenance = {"recipe": "none"}
+    engine, precision = "tensorflow", "float32"
 
     def __init__(self, truths, strength):
         self.truths, self.strength, self.asked = truths, strength, []
@@ -181,7 +182,12 @@ def test_the_page_tells_how_the_network_was_asked_unless_as_ever(cohort, tmp_pat
         segmenter = Blurred(truths, 0.05)
         write_evaluation(segmenter, cases, tmp_path, inference=asked, progress=False)
         assert set(map(repr, segmenter.asked)) == {repr(asked)}
-        assert ("mirror_axes" in (tmp_path / "report.html").read_text(encoding="utf-8")) == told
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert ("mirror_axes" in page) == told and "openvino" not in page
+    segmenter.engine, segmenter.precision = "openvino", "int8"
+    write_evaluation(segmenter, cases, tmp_path, progress=False)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "openvino" in page and "int8" in page and "mirror_axes" not in page
 
 
 @pytest.mark.parametrize("seen", [True, False])

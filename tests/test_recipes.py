@@ -192,6 +192,18 @@ def test_weights_of_another_width_are_refused_by_name():
         build_network(load_recipe("mecheter2023_open", ["network.arguments.filters=3"]), t1)
 
 
+def test_a_network_is_carried_over_with_the_scale_of_its_input():
+    small = ["network.arguments.filters=4", "sampling.patch_shape=[32,32,1]"]
+    scaled = [*small, "network.arguments.input_deviation=74"]
+    newborns, _ = build_network(load_recipe("xu2017_exp1", scaled))
+    carried = "transfer={mechanism: open}"
+    with pytest.raises(InputError, match=r"input_deviation.*0\.0135.*\[\] in the recipe"):
+        build_network(load_recipe("xu2017_exp1", [*small, carried]), newborns)
+    model, _ = build_network(load_recipe("xu2017_exp1", [*scaled, carried]), newborns)
+    image = np.random.default_rng(0).uniform(-128, 128, (1, *model.input_shape[1:])).astype("float32")
+    np.testing.assert_allclose(model(image), newborns(image), atol=1e-6)
+
+
 def test_overrides_reach_nested_keys_and_keep_the_rest():
     recipe = load_recipe("islam2025_unet", ["training.epochs=12", "network.arguments.filters=8"])
     assert recipe.training.epochs == 12

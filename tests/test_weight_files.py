@@ -19,7 +19,7 @@ from mrseg.data.preprocessing import Preprocessing
 from mrseg.models.islam2025 import unet
 from mrseg.segmenter import Segmenter
 from mrseg.transfer.weights import load_weights
-from mrseg.weight_files import check_weight_file
+from mrseg.weight_files import check_weight_file, load_network
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +177,25 @@ def test_a_part_that_is_no_hdf5_is_told_in_one_line(tmp_path):
     with pytest.raises(InputError, match="can be read") as caught:
         check_weight_file(tmp_path / "x.keras")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "understood"), [(7, True), (8, False)])
+def test_what_a_newer_keras_adds_is_left_out_where_it_is_the_default(
+    value, understood, saved, model, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(weight_files.NEWER_ARGUMENTS, "from_the_future", 7)
+    future = tmp_path / "future.keras"
+    with zipfile.ZipFile(saved / "model.keras") as old, zipfile.ZipFile(future, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "config.json":
+                network = json.loads(content)
+                network["config"]["layers"][1]["config"]["from_the_future"] = value
+                content = json.dumps(network).encode()
+            new.writestr(name, content)
+    if understood:
+        for read, written in zip(load_network(future).weights, model.weights, strict=True):
+            np.testing.assert_array_equal(read, written)
+    else:
+        with pytest.raises((TypeError, ValueError), match="from_the_future"):
+            load_network(future)

@@ -134,7 +134,7 @@ def dsc_series(
     rng = _image_rng(head, "dsc", seed, noise, bias)
     baseline = physics.tissue_signals("dsc", rng, lesion=head.lesion, weeks=head.weeks)
     times_s = np.arange(timepoints) * physics.DSC["tr_ms"] / 1000.0
-    r2star = physics.bolus_r2star(times_s, arrival_s, head.lesion)
+    r2star = physics.bolus_r2star(times_s, arrival_s, head.lesion, head.weeks)
     loss = np.exp(-physics.DSC["te_ms"] / 1000.0 * r2star)
     gain = _gain(head, rng, bias)
     sigma = noise * float(baseline[TISSUES.index("wm")])
@@ -183,7 +183,7 @@ def ct_image(
     else:
         truth = Misalignment.random(seed) if misalignment else Misalignment()
     size, affine = _ct_grid(head, shape, spacing_mm)
-    hu = physics.tissue_hu(head.lesion)
+    hu = physics.tissue_hu(head.lesion, head.weeks)
     ct_hu = np.empty(int(np.prod(size)), np.float32)
     for start, part in evaluate(head.subject, size, affine, lambda shares: hu @ shares, truth):
         ct_hu[start : start + len(part)] = part
@@ -247,10 +247,11 @@ def write_cohort(
         raise error("A cohort has at least one subject and one sequence.", (dict(subjects), tuple(sequences)))
     if not 0 <= lesions <= 1:
         raise error("lesions is a share of the subjects, 0 to 1.", lesions)
-    for lesion in lesion_kinds:
-        choice("A kind of lesion", lesion, LESIONS)
-    if not lesion_kinds:
+    kinds = [choice("A kind of lesion", kind, [kind for kind in LESIONS if kind]) for kind in lesion_kinds]
+    if not kinds:
         raise error("lesion_kinds names at least one kind.", lesion_kinds)
+    if kinds != [True] and not lesions:
+        raise error("lesion_kinds needs a share of subjects that have one.", "lesions=0", "Give lesions=0.5.")
     if not (prefix.isascii() and prefix.isalnum()):
         raise error("The prefix of subjects' names has letters and digits.", repr(prefix))
     cases = []
@@ -259,7 +260,7 @@ def write_cohort(
             _subject_seed(check_seed(seed), number),
             shape=shape,
             spacing_mm=spacing_mm,
-            lesion=_lesion(number, lesions, lesion_kinds),
+            lesion=_lesion(number, lesions, kinds),
             weeks=weeks,
         )
         stem = folder / f"{prefix}{number + 1:03d}" / f"{prefix}{number + 1:03d}"
@@ -295,7 +296,7 @@ def _write_image(stem: Path, subject: Head, sequence: str) -> Path:
 
 def _write_ct(stem: Path, subject: Head, registered: bool) -> Path:
     if registered:
-        hu = physics.tissue_hu(subject.lesion)
+        hu = physics.tissue_hu(subject.lesion, subject.weeks)
         ct_hu, affine = _noisy_ct(mix(subject, hu), 12.0, subject.seed), subject.affine
     else:
         (ct_hu, affine), _ = ct_image(subject)
@@ -311,6 +312,8 @@ def _write_int16(stem: Path, sequence: str, image: np.ndarray, affine: np.ndarra
 def _write_truth(stem: Path, subject: Head, kind: str) -> Path:
     path = stem.with_name(f"{stem.name}_labels-{kind}.nii.gz")
     provenance = {"source": "built-in phantom (synthetic)", "seed": subject.seed, "lesion": subject.lesion}
+    if subject.weeks is not None:
+        provenance["weeks"] = subject.weeks
     make, class_names = _TRUTHS[kind]
     write_labels(path, make(subject), subject.affine, class_names, provenance)
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,8 +93,8 @@ def head(
     seed = check_seed(seed)
     lesion = choice("lesion", lesion, LESIONS)
     size = positive_ints("shape", shape, 3)
-    if weeks is not None and not WEEKS[0] <= weeks <= WEEKS[1]:
-        raise error(f"weeks is a postmenstrual age, {WEEKS[0]:g} to {WEEKS[1]:g}, or None.", weeks)
+    if weeks is not None and not (isinstance(weeks, numbers.Real) and WEEKS[0] <= weeks <= WEEKS[1]):
+        raise error(f"weeks is a postmenstrual age, {WEEKS[0]:g} to {WEEKS[1]:g}, or None.", repr(weeks))
     subject = Subject.random(seed, lesion=lesion, weeks=weeks)
     low, high = (np.asarray(corner) * subject.scale + subject.shift_mm for corner in FIELD_OF_VIEW_MM)
     spacing = (high - low) / size if spacing_mm is None else check_spacing(spacing_mm)
@@ -122,7 +123,7 @@ def attenuation_labels(head: Head) -> np.ndarray:
     They are the noise-free CT of the head on the head's own grid, divided at the usual thresholds
     (``mrseg.data.labels.hu_to_labels``).
     """
-    return hu_to_labels(mix(head, tissue_hu(head.lesion)))
+    return hu_to_labels(mix(head, tissue_hu(head.lesion, head.weeks)))
 
 
 def brain_labels(head: Head) -> np.ndarray:

@@ -147,12 +147,14 @@ def tissue_signals(
     return np.asarray(signals, np.float32) * np.float32(SIGNAL_SCALE)
 
 
-def tissue_hu(lesion: bool | str = False) -> np.ndarray:
+def tissue_hu(lesion: bool | str = False, weeks: float | None = None) -> np.ndarray:
     """Hounsfield units of every pure tissue, in the order of ``TISSUES``."""
-    return np.asarray([tissue_of(name, lesion=lesion).hu for name in TISSUES], np.float32)
+    return np.asarray([tissue_of(name, lesion=lesion, weeks=weeks).hu for name in TISSUES], np.float32)
 
 
-def bolus_r2star(times_s: np.ndarray, arrival_s: float, lesion: bool | str = False) -> np.ndarray:
+def bolus_r2star(
+    times_s: np.ndarray, arrival_s: float, lesion: bool | str = False, weeks: float | None = None
+) -> np.ndarray:
     """Rise of R2* (1/s) of every tissue during the first pass of a contrast agent.
 
     The artery follows a gamma variate ``t^3 exp(-t / 1.5 s)``; a tissue's curve is its CBF times the
@@ -164,6 +166,7 @@ def bolus_r2star(times_s: np.ndarray, arrival_s: float, lesion: bool | str = Fal
         times_s: (t,) rising times.
         arrival_s: when the bolus reaches the brain.
         lesion: its kind.
+        weeks: age of a newborn.
 
     Returns:
         (tissues, t) array, zero before arrival.
@@ -184,7 +187,7 @@ def bolus_r2star(times_s: np.ndarray, arrival_s: float, lesion: bool | str = Fal
 
     peak = curve(TISSUE_TABLE["gm"]).max() if after.any() else 1.0
     dose = -np.log(0.6) / (DSC["te_ms"] / 1000.0) / max(peak, 1e-9)
-    curves = (curve(tissue_of(name, lesion=lesion)) for name in TISSUES)
+    curves = (curve(tissue_of(name, lesion=lesion, weeks=weeks)) for name in TISSUES)
     return np.stack([np.interp(times_s, fine, dose * found) for found in curves])
 
 

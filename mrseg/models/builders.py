@@ -67,7 +67,7 @@ class Network:
 
 
 #: Arguments of builders that change no number of parameters.
-_NEUTRAL = {"name", "weight_decay", "weights", "dropout", "dropout_at"}
+_NEUTRAL = {"name", "weight_decay", "weights", "dropout", "dropout_at", "input_deviation"}
 
 _SLICE, _SMALL_SLICE, _PATCH = (256, 256, 1), (128, 128, 1), (128, 128, 48, 1)
 

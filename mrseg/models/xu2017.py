@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def vgg_fcn(
 
     Raises:
         InputError: a size that does not divide, three spatial sizes, fewer than two classes, another number
-            of stages, a deviation that is not above 0; with ``weights``: a deviation other than 1, a file of
+            of stages, a deviation out of range; with ``weights``: a deviation other than 1, a file of
             another network, other channels or filters.
         FileNotFoundError: no such weight file.
 
@@ -78,15 +79,23 @@ def vgg_fcn(
     """
     if stages not in (4, 5) or not isinstance(stages, int):
         raise _checks.error("stages is 5 (newborns) or 4 (adults).", stages)
-    if not input_deviation > 0 or (weights is not None and input_deviation != 1):
-        raise _checks.error("input_deviation is above 0, and 1 with weights of ImageNet.", input_deviation)
+    if not (isinstance(input_deviation, numbers.Real) and 1e-3 <= input_deviation <= 1e6) or (
+        weights is not None and input_deviation != 1
+    ):
+        raise _checks.error(
+            "input_deviation is 0.001 to 1e6, and 1 with weights of ImageNet.", repr(input_deviation)
+        )
     options: dict[str, Any] = {"weight_decay": weight_decay}
     image = blocks.image_input(input_shape, num_classes, filters, multiple=2 ** (stages - 1))
     if len(image.shape) != 4:
         raise _checks.error(
             "vgg_fcn takes slices with their neighbours as colours.", input_shape, "Write (x, y, 3)."
         )
-    x = image if input_deviation == 1 else keras.layers.Rescaling(1 / input_deviation, name="scaled")(image)
+    x = (
+        image
+        if input_deviation == 1
+        else keras.layers.Rescaling(1 / input_deviation, name="encoder1_scaled")(image)
+    )
     sides = []
     for level, widths in enumerate(STAGES[:stages], start=1):
         for i, width in enumerate(widths, start=1):

@@ -71,6 +71,7 @@ def build_network(recipe: Recipe, source: keras.Model | None = None) -> tuple[ke
         )
         if recipe.transfer is None or source is None:
             return model, ""
+        _check_scale(model, source)
         account = [str(load_weights(model, source))]
         if recipe.transfer.mechanism == "hybrid":
             model = hybrid(model, fuse=recipe.transfer.fuse, fuse_at=recipe.transfer.fuse_at)
@@ -327,6 +328,20 @@ def _check_start(recipe: Recipe, source: keras.Model | None) -> None:
     if (recipe.transfer is None) != (source is None):
         needs = "needs a trained network to start from" if recipe.transfer else "trains from scratch"
         raise error(f"Recipe {recipe.name} {needs}.", "none" if source is None else source.name)
+
+
+def _check_scale(model: keras.Model, source: keras.Model) -> None:
+    """What divides the input has no weights, so that `load_weights` would not miss it."""
+    ours, theirs = (
+        [layer.scale for layer in network.layers if isinstance(layer, keras.layers.Rescaling)]
+        for network in (model, source)
+    )
+    if ours != theirs:
+        raise error(
+            "A network is carried over with the scale of its input (input_deviation).",
+            f"factors {theirs} there, {ours} in the recipe",
+            "Pass the same --set options as for its training.",
+        )
 
 
 def _check_source(recipe: Recipe, source: Segmenter | None, cases: Sequence[Case]) -> None:

@@ -18,7 +18,7 @@ import mrseg.models.resampling  # noqa: F401  (registers the layers that a .kera
 from mrseg import _checks
 from mrseg.transfer.grouping import HEAD, counts_as_conv, group_name
 from mrseg.transfer.listing import text_table
-from mrseg.weight_files import check_weight_file
+from mrseg.weight_files import check_weight_file, load_network
 
 #: What a caller may allow, and what it means.
 ALLOWANCES = {
@@ -292,10 +292,10 @@ def _source_tensors(source: str | Path | keras.Model) -> dict[str, list[np.ndarr
     path = _checks.existing_file(source)
     if path.suffix not in (".keras", ".h5"):
         raise _checks.error("Weights come from a .keras file, a .weights.h5 file or a network.", path)
-    check_weight_file(path)
     try:
         if path.suffix == ".keras":
-            return _source_tensors(keras.saving.load_model(path, compile=False, safe_mode=True))
+            return _source_tensors(load_network(path))
+        check_weight_file(path)
         return _tensors_of_h5(path)
     except (OSError, ValueError, TypeError, KeyError) as reason:
         raise _checks.error(

@@ -168,6 +168,12 @@ def test_lesions_are_a_share_of_a_cohort(tmp_path, share, expected):
     assert set(np.unique(np.asarray(nibabel.load(cases[0].labels["dsc"]).dataobj))) == {0, 1}
 
 
+def test_a_lesion_of_numpy_s_true_is_that_of_true():
+    heads = [phantom.head(3, shape=(16, 18, 12), lesion=lesion) for lesion in (True, np.True_)]
+    np.testing.assert_array_equal(*(head.fractions for head in heads))
+    assert heads[1].lesion is True
+
+
 def test_kinds_of_lesion_come_in_turn(tmp_path):
     manifest = phantom.write_cohort(
         tmp_path,
@@ -293,6 +299,14 @@ def test_registered_cohort_has_ct_and_labels_on_the_image_grid(tmp_path, labels,
             "kind of lesion is one of.*mean 'bleed'",
         ),
         (lambda: phantom.write_cohort("unused", subjects={"train": 1}, lesion_kinds=()), "at least one kind"),
+        (
+            lambda: phantom.write_cohort("unused", subjects={"train": 1}, lesions=1, lesion_kinds=(False,)),
+            "kind of lesion is one of True",
+        ),
+        (
+            lambda: phantom.write_cohort("unused", subjects={"train": 1}, lesion_kinds=("bleed",)),
+            "lesion_kinds needs a share",
+        ),
         (lambda: phantom.head(0, lesion="edge"), "lesion is one of False, True, border, bleed"),
         (
             lambda: phantom.write_cohort("unused", subjects={"train": 1}, spacing_mm=(1.0, -1.0, 1.0)),

@@ -9,6 +9,8 @@ from scipy import ndimage
 
 from mrseg._checks import InputError
 from mrseg.data import phantom, read_cases
+from mrseg.data import phantom_physics as physics
+from mrseg.data.io import read_sidecar
 from mrseg.data.labels import MRBRAINS13_CLASSES, TISSUE_CLASSES
 
 BACKGROUND, COGM, BG, WM, WML, CSF, VENTRICLES, CEREBELLUM, STEM = range(len(MRBRAINS13_CLASSES))
@@ -121,10 +123,12 @@ def test_a_newborn_keeps_its_seed_s_traits_and_its_age(newborns):
     assert newborns[30].weeks == 30
     (ct, _), _ = phantom.ct_image(newborns[30], shape=newborns[30].shape, misalignment=False, noise_hu=0)
     assert ct.max() > 500  # the newborn's own bone
+    white, grey = (physics.NEWBORN_TABLE[name].hu for name in ("wm", "gm"))
+    assert np.bincount(np.rint(ct[(ct > 20) & (ct < 42)]).astype(int)).argmax() in (white, grey)
     assert phantom.head(4, shape=(8, 8, 8)).weeks is None
 
 
-@pytest.mark.parametrize("weeks", [27, 45, float("nan")])
+@pytest.mark.parametrize("weeks", [27, 45, float("nan"), "40"])
 def test_an_age_out_of_range_is_refused(weeks):
     with pytest.raises(InputError, match="postmenstrual age, 28 to 44"):
         phantom.head(0, shape=(8, 8, 8), weeks=weeks)
@@ -139,3 +143,4 @@ def test_a_cohort_of_newborns_is_written_with_its_structures(tmp_path):
     image, truth = nibabel.load(case.images["T2w"]), nibabel.load(case.labels["T2w"])
     assert image.header.get_zooms()[0] * 32 < 125  # mm: an adult's field of view has 200
     assert {COGM, WM, CEREBELLUM} <= set(np.unique(np.asarray(truth.dataobj)))
+    assert read_sidecar(case.labels["T2w"])["provenance"]["weeks"] == 36

@@ -8,6 +8,7 @@ import pytest
 
 from mrseg._checks import InputError
 from mrseg.models.xu2017 import load_vgg16, vgg_fcn
+from mrseg.transfer.fusion import hybrid
 
 SHAPES = {
     "encoder1_conv2_relu": (512, 512, 64),
@@ -80,6 +81,10 @@ def test_a_network_of_deviation_74_says_of_an_image_what_another_says_of_a_74th_
     np.testing.assert_allclose(
         scaled.predict(image, verbose=0), plain.predict(image / 74, verbose=0), atol=1e-6
     )
+    both = hybrid(scaled, fuse="average")  # of twice the same encoder: the network itself
+    np.testing.assert_allclose(
+        both.predict(image, verbose=0), scaled.predict(image, verbose=0), atol=1e-6
+    )
 
 
 def test_a_random_start_fed_with_grey_values_is_saturated_and_with_their_deviation_is_not():
@@ -91,9 +96,9 @@ def test_a_random_start_fed_with_grey_values_is_saturated_and_with_their_deviati
     assert scaled.predict(image, verbose=0).max() < 0.9
 
 
-@pytest.mark.parametrize("deviation", [0.0, -1.0, float("nan")])
-def test_a_deviation_is_above_zero(deviation):
-    with pytest.raises(InputError, match="input_deviation is above 0"):
+@pytest.mark.parametrize("deviation", [0.0, -1.0, float("nan"), float("inf"), 1e-300, "74"])
+def test_a_deviation_is_a_number_that_leaves_something_of_the_input(deviation):
+    with pytest.raises(InputError, match="input_deviation is 0.001 to 1e6"):
         vgg_fcn((32, 32, 3), 4, input_deviation=deviation)
 
 
