@@ -1,8 +1,10 @@
 """One table from the CSVs of all benchmarks: work, ours, peer, ratio, range, goal, threads, versions.
 
-    python benchmarks/table.py docs/results                # as text, for a terminal
-    python benchmarks/table.py docs/results --goals        # what has a goal alone
-    python benchmarks/table.py docs/results --markdown     # for a page
+    python benchmarks/table.py runs/bench                  # as text, for a terminal
+    python benchmarks/table.py runs/bench --goals          # what has a goal alone
+    python benchmarks/table.py docs/results/bench docs/results --markdown     # for a page
+
+Of a benchmark with CSVs in several folders the first is read.
 
 A ratio is peer / mrseg, the median over interleaved rounds; of pipelines it is what they deliver over what
 the network consumes. Growth has exponents in the place of ratios. Benchmarks whose CSV is not there are named
@@ -47,15 +49,15 @@ class Line(NamedTuple):
 def main() -> None:
     """Prints the table and the notes below it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="+")
     parser.add_argument("--goals", action="store_true", help="lines that have a goal alone")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     lines: list[Line] = []
     missing = []
     for name in FILES:
-        path = options.folder / f"{name}.csv"
-        if path.is_file():
+        paths = [folder / f"{name}.csv" for folder in options.folder]
+        if path := next(filter(Path.is_file, paths), None):
             lines += read(name, path)
         else:
             missing.append(name)
