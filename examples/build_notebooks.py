@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stale = [script.name for script in scripts() if options.check and is_stale(script)]
     with tempfile.TemporaryDirectory() as temporary:
         for script in scripts():
+            begun = time.perf_counter()
             made = build(script, Path(temporary) if options.check else FOLDER)
-            print(f"{made.name}: {made.stat().st_size:,} bytes")
+            seconds = time.perf_counter() - begun
+            print(f"{made.name}: {made.stat().st_size:,} bytes, {seconds:.0f} s", flush=True)
     if stale:
         print(f"stale: {', '.join(stale)}. Run python examples/build_notebooks.py.", file=sys.stderr)
     return 1 if stale else 0
