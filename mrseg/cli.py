@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -257,6 +258,10 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
         "--blending", default="gaussian", choices=("gaussian", "constant"), help="default: gaussian"
     )
     parser.add_argument("--whole", action="store_true", help="the whole volume (or whole slices) at once")
+    parser.add_argument(
+        "--whole-head", action="store_true",
+        help="every slice that shows the head, also the end slices that trainings leave out",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, help="patches in one call (default: 2)")
 
 
@@ -282,7 +287,10 @@ def _asked(options: argparse.Namespace) -> Asked:
     from mrseg.ensemble import together
     from mrseg.segmenter import Segmenter
 
-    return together([Segmenter.load(name, **_engine(options)) for name in options.segmenter])
+    members = [Segmenter.load(name, **_engine(options)) for name in options.segmenter]
+    if options.whole_head:
+        members = [dataclasses.replace(m, preprocessing=m.preprocessing.of_whole_head()) for m in members]
+    return together(members)
 
 
 DEMO = """\

@@ -274,6 +274,12 @@ def _write(
         progress=progress,
     )
     names = segmenter.class_names
+    outside_ml = round(max(member.preprocessing.head_outside_ml(volume) for member in segmenter.members), 1)
+    if outside_ml:
+        log.warning(
+            "%s: %.1f ml of the head lie outside the network's grid (end slices that its training left out) "
+            "and are %s. --whole-head asks the network there too.", title, outside_ml, names[0],
+        )  # fmt: skip
     disown(files["labels"])
     if maps.probabilities is not None:
         write_json(
@@ -295,7 +301,8 @@ def _write(
         title=title,
     )
     save_png(figure, files["picture"])
-    write_labels(files["labels"], maps.labels, maps.affine, names, origin)
+    about = {**origin, "head_outside_grid_ml": outside_ml} if outside_ml else origin
+    write_labels(files["labels"], maps.labels, maps.affine, names, about)
 
 
 def _files(labels: Path, inference: Inference, probabilities: bool) -> dict[str, Path]:

@@ -23,8 +23,8 @@ from mrseg._checks import InputError, error
 LARGE_BYTES = 64 * 2**20
 #: ... takes at least this share of it in the file. Keras writes tensors uncompressed.
 LARGEST_EXPANSION = 100
-#: Arguments of layers and initializers that Keras 3.13 to 3.15 added, with their defaults. Older versions that
-#: mrseg works with refuse them; where a default stands in a file, it can be left out.
+#: Arguments of layers and initializers that Keras 3.13 to 3.15 added, with their defaults. Older versions
+#: that mrseg works with refuse them; where a default stands in a file, it can be left out.
 NEWER_ARGUMENTS = {
     "input_axes": None, "output_axes": None,
     "renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99,

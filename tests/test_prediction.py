@@ -14,6 +14,7 @@ import pytest
 
 from mrseg import memory, prediction
 from mrseg._checks import InputError
+from mrseg.data import phantom
 from mrseg.data.io import read_labels, read_sidecar, write_volume
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
@@ -263,6 +264,21 @@ def test_one_scan_goes_into_files_named_after_the_label_map(bright, tmp_path):
         "t2_desc-uncertainty_entropy.json", "t2_desc-uncertainty_entropy.nii.gz", "t2_dseg.json",
         "t2_dseg.nii.gz", "t2_dseg.png", "t2_probseg.json", "t2_probseg.nii.gz",
     ]  # fmt: skip
+
+
+def test_what_of_the_head_the_grid_leaves_out_is_told_and_can_be_asked_for(bright, tmp_path, caplog):
+    image, affine = phantom.mr_image(phantom.head(2, shape=(32, 36, 40)), "T1w")
+    write_volume(tmp_path / "t1.nii.gz", image, affine)
+    steps = Preprocessing("head", shape=(32, 36, 40), normalization="min_max", min_head_area=0.3)
+    cut = dataclasses.replace(bright, preprocessing=steps)
+    whole = dataclasses.replace(bright, preprocessing=steps.of_whole_head())
+    told = {}
+    for name, segmenter in (("cut", cut), ("whole", whole)):
+        caplog.clear()
+        files = predict_scan(segmenter, tmp_path / "t1.nii.gz", tmp_path / f"{name}.nii.gz")
+        told[name] = read_sidecar(files["labels"])["provenance"].get("head_outside_grid_ml")
+        assert ("ml of the head lie outside" in caplog.text) == (name == "cut")
+    assert told["cut"] > 1 and told["whole"] is None
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ def head_grid(
         frame = np.array([*_positive_mm("spacing_mm", spacing_mm, 2, 3), source[2]][:3])
     mask = head_mask(array)
     area = mask.sum(axis=(0, 1)) * source[:2].prod() / (size[:2] * frame[:2]).prod()
-    kept = np.flatnonzero(area >= min_head_area)
+    kept = np.flatnonzero((area >= min_head_area) & (area > 0))
     if kept.size == 0:
         raise error(
             f"At least one slice shows the head on {min_head_area:.0%} of the grid's slice.",

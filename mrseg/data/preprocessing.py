@@ -7,11 +7,13 @@ slices, 256x256, local contrast normalisation), islam2025 section 3.1.1.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel import affines
 
 from mrseg._checks import IGNORE_LABEL, choice, error, positive_ints
 from mrseg.data.bias import bias_correction
@@ -23,6 +25,7 @@ from mrseg.data.geometry import (
     from_canonical,
     grid_with_spacing,
     head_grid,
+    head_mask,
     plane_grid,
     resample,
     to_canonical,
@@ -113,6 +116,40 @@ class Preprocessing:
             canonical = corrected, canonical[1]
         array = _onto(canonical, shape, affine, order=1)
         return NORMALIZATIONS[self.normalization](array.astype(np.float32, copy=False)), affine
+
+    @property
+    def frames_head(self) -> bool:
+        """Whether the grid is laid around the head, so that slices at its ends may stay outside."""
+        return self.grid.startswith("head")
+
+    def of_whole_head(self) -> Preprocessing:
+        """The same with every slice that shows the head, also those that trainings leave out.
+
+        Raises:
+            InputError: a grid that is not laid around the head; it leaves out none.
+        """
+        if not self.frames_head:
+            raise error(
+                "The whole head is asked of a grid that is laid around it (head, head_box, head_resize).",
+                f"the grid {self.grid!r}",
+                "Leave out --whole-head.",
+            )
+        return dataclasses.replace(self, min_head_area=0.0)
+
+    def head_outside_ml(self, volume: Volume) -> float:
+        """How much of the head lies outside the working grid, in ml; 0 unless the grid is laid around it."""
+        if not self.frames_head:
+            return 0.0
+        array, affine = to_canonical(volume)
+        shape, to_affine = self._working_grid((array, affine))
+        mask = head_mask(array)
+        step, start = affines.to_matvec(np.linalg.inv(to_affine) @ affine)
+        inside = []
+        for axis in range(3):  # the grids have the same axes, and differ by size, spacing and place
+            index = start[axis] + step[axis, axis] * np.arange(array.shape[axis])
+            inside.append((index > -0.5) & (index < shape[axis] - 0.5))
+        outside = mask.sum() - mask[np.ix_(*inside)].sum()
+        return float(outside * math.prod(voxel_sizes(affine)) / 1000)
 
     def grid_shape(self, native: Grid) -> tuple[int, ...]:
         """Voxels of a scan's working grid, known without its values.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mrseg._checks import InputError
-from mrseg.data.geometry import to_canonical, voxel_sizes
+from mrseg.data import phantom
+from mrseg.data.geometry import head_mask, to_canonical, voxel_sizes
 from mrseg.data.preprocessing import Preprocessing
 
 LPS = np.array([[-1.0, 0, 0, 20], [0, -1.5, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
@@ -169,3 +170,35 @@ def test_grid_and_memory_are_known_before_the_scan_is_read(steps, normalization)
     tracemalloc.stop()
     assert made.grid_shape(native) == working.shape  # random voxels above 0 reach every border
     assert peak < made.memory_mb(native)
+
+
+@pytest.mark.parametrize(
+    ("grid", "shape"), [("head", (24, 24, 12)), ("head_box", (56, 60)), ("head_resize", (24, 24, 12))]
+)
+def test_what_of_the_head_a_grid_leaves_out_is_told_in_ml(grid, shape):
+    array, affine = phantom.mr_image(phantom.head(2, shape=(32, 36, 40)), "T1w")
+    array = np.pad(array, ((12, 12), (12, 12), (0, 0)))  # `head_resize` crops the field of view
+    left_out = Preprocessing(grid=grid, shape=shape, min_head_area=0.1)
+    mask = head_mask(array)
+    whole = Preprocessing(grid=grid, shape=shape, min_head_area=0.0)
+    assert left_out.of_whole_head() == whole and whole.head_outside_ml((array, affine)) == 0
+    _, frame = left_out.image((array, affine))
+    lowest = (np.linalg.inv(affine) @ frame @ [0, 0, -0.5, 1])[2] + 0.5  # of the slices inside
+    highest = lowest + left_out.image((array, affine))[0].shape[2] * frame[2, 2] / affine[2, 2]
+    inside = slice(round(lowest), round(highest))
+    assert inside.start > 0 or inside.stop < 40
+    lost = mask.sum() - mask[:, :, inside].sum()
+    told = left_out.head_outside_ml((array, affine))
+    assert told == pytest.approx(lost * np.prod(np.diag(affine)[:3]) / 1000) and told > 1
+    turned = (
+        np.flip(array, 0).transpose(2, 0, 1),
+        affine @ np.array([[0, -1, 0, 55], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]]),
+    )
+    assert left_out.head_outside_ml(turned) == pytest.approx(told)
+
+
+def test_a_grid_that_is_not_laid_around_the_head_leaves_nothing_out():
+    volume = phantom.mr_image(phantom.head(2, shape=(16, 18, 16)), "T1w")
+    assert Preprocessing(grid="native").head_outside_ml(volume) == 0
+    with pytest.raises(InputError, match="whole head.*'native'.*Leave out --whole-head"):
+        Preprocessing(grid="native").of_whole_head()
