@@ -183,7 +183,7 @@ def _clean(options: argparse.Namespace) -> None:
     names = [*names, *(f"class {c}" for c in range(len(names), highest + 1))]
     provenance = {"input": options.input.name, "steps": vars(steps), "source": source, **_version()}
     write_labels(options.output, cleaned, affine, names, provenance)
-    print(f"{np.count_nonzero(cleaned != labels):,} voxels changed of {labels.size:,}")
+    print(f"changed: {np.count_nonzero(cleaned != labels):,} of {labels.size:,} voxels")
     print(f"label map: {options.output}")
 
 

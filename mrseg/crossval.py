@@ -121,7 +121,8 @@ def cross_validate(
 
 def _run_all(trials: Sequence[Trial], desc: str, options: Mapping[str, Any]) -> None:
     """Does what is not done yet, here or elsewhere, and makes sure that it lies here."""
-    run_jobs(run_trial, _unfinished(trials), desc=desc, **options)
+    if unfinished := _unfinished(trials):
+        run_jobs(run_trial, unfinished, desc=desc, **options)
     check_shared(trial.output / "trial.json" for trial in trials)
     check_shared(_scores_file(trial, *which) for trial in trials for which in trial.scored)
 

@@ -258,7 +258,7 @@ def _write_page(
         Section("Results", (results, Picture("Every dot is a test head.", to_svg(dots)))),
         Section("A T2-w head", (Picture(f"Segmented by {best}.", picture),)),
         Section("Training", (Picture("Dice loss on the training heads.", to_svg(curves)),)),
-        Section("What trained", (Details(f"Groups of layers in {best}", tuple(groups.splitlines())),)),
+        Section("What trained", (Details(f"Groups of layers in {best}", (groups,)),)),
         Section("Registration of the CT", (table(quality, QUALITY, caption="Every scan."), *checks)),
     ]
     return write_report(

@@ -86,8 +86,8 @@ class Section:
 
     Attributes:
         title: the heading.
-        items: text (a paragraph each), `Table`, `Picture`, `Notice`, `Details`, or a mapping of names to
-            values.
+        items: text (a paragraph each; with line breaks as it stands), `Table`, `Picture`, `Notice`,
+            `Details`, or a mapping of names to values.
     """
 
     title: str
@@ -154,8 +154,8 @@ def _section(number: int, section: Section) -> str:
 
 
 def _item(item: Any) -> str:
-    if isinstance(item, str):
-        return f"<p>{_escape(item)}</p>"
+    if isinstance(item, str):  # lines that stand below each other keep their columns
+        return f"<pre>{_escape(item)}</pre>" if "\n" in item else f"<p>{_escape(item)}</p>"
     if isinstance(item, Table):
         return _table(item)
     if isinstance(item, Picture):

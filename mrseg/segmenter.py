@@ -32,11 +32,12 @@ from mrseg.graphs import compile_engine, convert, fingerprint
 from mrseg.inference import whole
 from mrseg.maps import Maps
 from mrseg.models.batch_norm import use_fused_norms
+from mrseg.models.files import load_network, network_from_json
 from mrseg.passes import BATCH_SIZE, DEFAULT, Forward, Inference
 from mrseg.postprocess import Postprocessing
 from mrseg.quantization import Calibrator, Ranges
 from mrseg.segmenting import needed_mb, parts_of, segment
-from mrseg.weight_files import check_weight_file, load_network, network_from_json
+from mrseg.weight_files import check_weight_file
 
 
 @dataclass
@@ -67,15 +68,15 @@ class Segmenter:
         >>> label_image.to_filename("t2_dseg.nii.gz")
     """
 
-    model: keras.Model
+    model: keras.Model = field(repr=False)
     preprocessing: Preprocessing
     sampling: Sampling
     class_names: tuple[str, ...]
     sequence: str = ""
     crf: bool = False
     postprocessing: Postprocessing = Postprocessing()
-    provenance: dict[str, Any] = field(default_factory=dict)
-    calibration: Ranges = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    calibration: Ranges = field(default_factory=dict, repr=False)
     batch_size: int = 2
     engine: str = "tensorflow"
     precision: str = "float32"

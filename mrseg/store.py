@@ -7,6 +7,7 @@ a few small networks come with mrseg itself. Nothing is ever fetched from a netw
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -53,15 +54,20 @@ class Stored:
     @property
     def builder(self) -> str:
         """Name of the network's builder, as far as the card tells."""
-        place: Any = self.card["provenance"]
-        for key in ("recipe", "network", "builder"):
-            place = place.get(key, "") if isinstance(place, dict) else ""
-        return str(place)
+        return builder_of(self.card["provenance"])
 
     @property
     def built_in(self) -> bool:
         """Whether it came with mrseg."""
         return self.folder.parent == BUILT_IN
+
+
+def builder_of(provenance: Mapping[str, Any]) -> str:
+    """Name of the builder that a segmenter's provenance tells, or ""."""
+    place: Any = provenance
+    for key in ("recipe", "network", "builder"):
+        place = place.get(key, "") if isinstance(place, Mapping) else ""
+    return str(place)
 
 
 def store_folder() -> Path:
@@ -97,9 +103,13 @@ def find(name_or_folder: str | Path) -> Path:
         return Path(name_or_folder)
     by_name = {stored.name: stored.folder for stored in list_weights()}
     if text not in by_name:
+        near = difflib.get_close_matches(text, by_name, n=1)
+        remedy = (
+            f"Did you mean {near[0]!r}?" if near else "Is the path right? `mrseg weights` lists the names."
+        )
         raise FileNotFoundError(
             f"A segmenter is a folder or the name of stored weights ({', '.join(by_name) or 'none'}). "
-            f"Received: {text!r}. Is the path right? `mrseg weights` lists the names."
+            f"Received: {text!r}. {remedy}"
         )
     return by_name[text]
 
@@ -230,7 +240,11 @@ def _card(folder: Path) -> dict[str, Any]:
     if not (folder / CARD).is_file():
         raise FileNotFoundError(
             f"A segmenter folder holds {CARD} and its network. Received: {folder} without {CARD}. "
-            "Copy the whole folder, or save the segmenter again."
+            + (
+                f"Did you mean {folder / 'segmenter'}?"
+                if (folder / "segmenter" / CARD).is_file()
+                else "Copy the whole folder, or save the segmenter again."
+            )
         )
     card = parse_card(
         folder / CARD,

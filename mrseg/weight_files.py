@@ -1,6 +1,4 @@
-"""Networks from files: what a file of weights may hold before Keras opens it, and how it is opened.
-
-A file holds tensors of its own, and nothing else's.
+"""What a file of weights may hold before Keras opens it: tensors of its own, and nothing else's.
 HDF5 lets a tensor lie in another file of the reader's disk (a link, external storage, a virtual data set) and
 claim more bytes than are there; an archive may unpack to much more than it holds. Newer versions of Keras
 refuse part of this (CVE-2026-1669), the oldest that mrseg works with do not.
@@ -8,14 +6,12 @@ refuse part of this (CVE-2026-1669), the oldest that mrseg works with do not.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import h5py
-import keras
 
 from mrseg._checks import InputError, error
 
@@ -23,49 +19,6 @@ from mrseg._checks import InputError, error
 LARGE_BYTES = 64 * 2**20
 #: ... takes at least this share of it in the file. Keras writes tensors uncompressed.
 LARGEST_EXPANSION = 100
-#: Arguments of layers and initializers that Keras 3.13 to 3.15 added, with their defaults. Older versions
-#: that mrseg works with refuse them; where a default stands in a file, it can be left out.
-NEWER_ARGUMENTS = {
-    "input_axes": None, "output_axes": None,
-    "renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99,
-}  # fmt: skip
-
-
-def load_network(path: Path) -> keras.Model:
-    """The network of a ``.keras`` file, not compiled, with its weights; the file is checked first.
-
-    Raises:
-        InputError: what `check_weight_file` refuses.
-        ValueError: Keras did not write the file, or it holds code.
-    """
-    check_weight_file(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            config = archive.read("config.json").decode()
-    except (zipfile.BadZipFile, KeyError) as reason:
-        raise ValueError(f"no archive of Keras: {reason}") from reason
-    model = network_from_json(config)
-    model.load_weights(path)
-    return model
-
-
-def network_from_json(text: str) -> keras.Model:
-    """The network that Keras wrote as JSON, in this version or a newer one; new weights, not compiled."""
-    network = _without_newer(json.loads(text))
-    network.pop("compile_config", None)
-    return keras.models.model_from_json(json.dumps(network))
-
-
-def _without_newer(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_newer(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        name: _without_newer(item)
-        for name, item in value.items()
-        if not (name in NEWER_ARGUMENTS and item == NEWER_ARGUMENTS[name])
-    }
 
 
 def check_weight_file(path: Path) -> None:

@@ -77,7 +77,7 @@ def test_clean_takes_each_step_and_keeps_the_label_table(tmp_path, capsys):
     cleaned, affine = read_labels(out)
     np.testing.assert_array_equal(cleaned, expected)
     np.testing.assert_array_equal(affine, np.diag([2.0, 2, 2, 1]))
-    assert "3 voxels changed" in capsys.readouterr().out
+    assert "changed: 3 of 1,728 voxels" in capsys.readouterr().out
     sidecar = io.read_sidecar(out)
     assert sidecar["labels"]["2"] == "bone"
     assert sidecar["provenance"]["source"] == {"run": 7}

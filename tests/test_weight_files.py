@@ -16,10 +16,12 @@ from mrseg._checks import InputError
 from mrseg._files import checksum
 from mrseg.data.patches import Sampling
 from mrseg.data.preprocessing import Preprocessing
+from mrseg.models import files
+from mrseg.models.files import load_network
 from mrseg.models.islam2025 import unet
 from mrseg.segmenter import Segmenter
 from mrseg.transfer.weights import load_weights
-from mrseg.weight_files import check_weight_file, load_network
+from mrseg.weight_files import check_weight_file
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +185,7 @@ def test_a_part_that_is_no_hdf5_is_told_in_one_line(tmp_path):
 def test_what_a_newer_keras_adds_is_left_out_where_it_is_the_default(
     value, understood, saved, model, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(weight_files.NEWER_ARGUMENTS, "from_the_future", 7)
+    monkeypatch.setitem(files.NEWER_ARGUMENTS, "from_the_future", 7)
     future = tmp_path / "future.keras"
     with zipfile.ZipFile(saved / "model.keras") as old, zipfile.ZipFile(future, "w") as new:
         for name in old.namelist():

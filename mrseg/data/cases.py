@@ -21,6 +21,7 @@ SPLITS = ("train", "val", "test")
 
 _ABSENT = ("", "n/a")  # "n/a" is how BIDS writes a missing value
 _LABELS_OF = "labels_"
+_OWN = ("subject", "session", "ct", "labels", "split")  # every other column is a sequence
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,13 @@ def _read_rows(tsv: Path) -> list[tuple[int, dict[str, str]]]:
             f"columns {header}",
             "Separate columns by tabs.",
         )
+    for column in header:
+        if column not in _OWN and column.lower() in _OWN:
+            raise error(
+                f"{tsv}: columns that mrseg knows are written small.",
+                repr(column),
+                f"Write {column.lower()!r}.",
+            )
     if len(lines) == 1:
         raise error(f"{tsv}: a table has at least one row.", "the header line only")
     for number, cells in lines[1:]:

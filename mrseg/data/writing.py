@@ -195,7 +195,7 @@ def nifti_path(path: str | Path) -> Path:
     path = Path(path)
     if not path.name.endswith(_SUFFIXES):
         raise error(
-            "Images are NIfTI files: .nii or .nii.gz.", path, "Convert the scan to NIfTI (DICOM: dcm2niix)."
+            "Images are written as NIfTI: the name ends in .nii or .nii.gz.", path, f"Say {path.name}.nii.gz."
         )
     return path
 

@@ -37,6 +37,7 @@ from mrseg.recipes.reading import (
     validation_examples,
 )
 from mrseg.segmenter import Segmenter, subject_digest, trained_on
+from mrseg.store import builder_of
 from mrseg.training import SameEveryEpoch, epochs_done, fit, precision, seeded
 from mrseg.transfer.freezing import train_all, train_last, train_norms
 from mrseg.transfer.fusion import hybrid
@@ -318,10 +319,14 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
         remedy = f"The column {recipe.sequence} of the manifest names the images"
         raise error(
             f"Training needs at least one case with a {recipe.sequence} image{besides}.",
-            f"{len(names)} subjects of the split 'train'",
+            f"{len(names)} subjects of the split 'train', with images {_sequences(cases)}",
             remedy + ("." if source or not recipe.needs_labels else "; `mrseg prepare` makes labels."),
         )
     return train, validation
+
+
+def _sequences(cases: Sequence[Case]) -> str:
+    return ", ".join(sorted({name for case in cases for name in case.images})) or "of no sequence"
 
 
 def _check_start(recipe: Recipe, source: keras.Model | None) -> None:
@@ -348,14 +353,28 @@ def _check_source(recipe: Recipe, source: Segmenter | None, cases: Sequence[Case
     """A network is carried over only to the same classes and grid, and never scored on what it has seen."""
     if source is None:
         return
-    for name in ("class_names", "preprocessing"):
-        ours, theirs = getattr(recipe, name), getattr(source, name)
-        if ours != theirs:
-            raise error(
-                f"A network is carried over with the {name} it was trained with.",
-                f"{theirs} there, {ours} in recipe {recipe.name}",
-                "Pass the same --set options as for its training.",
-            )
+    builder = builder_of(source.provenance)
+    if builder not in ("", recipe.network.builder):
+        raise error(
+            "A recipe carries over weights of its own network.",
+            f"those of a {builder}; recipe {recipe.name} builds a {recipe.network.builder}",
+            f"Take weights of that network, or a recipe of {builder} (`mrseg recipes`).",
+        )
+    if recipe.class_names != source.class_names:
+        raise error(
+            "A network is carried over with the class_names it was trained with.",
+            f"{source.class_names} there, {recipe.class_names} in recipe {recipe.name}",
+            "For other classes see `mrseg.transfer.load_weights`, which carries the layers over one by one.",
+        )
+    ours, theirs = dataclasses.asdict(recipe.preprocessing), dataclasses.asdict(source.preprocessing)
+    apart = [name for name in ours if ours[name] != theirs[name]]
+    if apart:
+        raise error(
+            "A network is carried over with the preprocessing it was trained with.",
+            "; ".join(f"{name} {theirs[name]} there, {ours[name]} in recipe {recipe.name}" for name in apart),
+            "Take the recipe that is made for these weights (`mrseg weights NAME` names its own), or pass "
+            "the same --set options as for their training.",
+        )
     seen = trained_on(source, [case for case in cases if case.split == "test"])
     if seen:
         raise error(

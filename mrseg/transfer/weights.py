@@ -16,9 +16,10 @@ import mrseg.models.batch_norm
 import mrseg.models.quiet
 import mrseg.models.resampling  # noqa: F401  (registers the layers that a .keras file may hold)
 from mrseg import _checks
+from mrseg.models.files import load_network
 from mrseg.transfer.grouping import HEAD, counts_as_conv, group_name
 from mrseg.transfer.listing import text_table
-from mrseg.weight_files import check_weight_file, load_network
+from mrseg.weight_files import check_weight_file
 
 #: What a caller may allow, and what it means.
 ALLOWANCES = {
