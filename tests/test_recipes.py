@@ -192,6 +192,35 @@ def test_weights_of_another_width_are_refused_by_name():
         build_network(load_recipe("mecheter2023_open", ["network.arguments.filters=3"]), t1)
 
 
+def test_weights_of_another_network_or_grid_are_refused_by_their_names(tmp_path):
+    cases = read_cases(
+        phantom.write_cohort(tmp_path / "raw", subjects={"train": 1}, sequences=("T2w",), shape=(16, 18, 12),
+                             registered=True)
+    )  # fmt: skip
+    for source, words in (
+        (
+            "phantom_t1_segnet",
+            "those of a segnet; recipe phantom_t2_slices builds a unet.*a recipe of segnet",
+        ),
+        (
+            "phantom_t1_unet",
+            r"shape \(64, 96, 64\) there, \(32, 32, 32\) in recipe phantom_t2_slices.*Take the",
+        ),
+    ):
+        recipe = load_recipe("phantom_t2_slices", ["preprocessing.shape=[32,32,32]"])
+        with pytest.raises(InputError, match=words):
+            train_recipe(recipe, cases, tmp_path / "out", source=source, progress=False)
+    other = [dataclasses.replace(case, images={"T1w": case.images["T2w"]}, labels={}) for case in cases]
+    with pytest.raises(InputError, match="1 subjects of the split 'train', with images T1w"):
+        train_recipe(
+            load_recipe("phantom_t2_slices"),
+            other,
+            tmp_path / "out",
+            source="phantom_t1_unet",
+            progress=False,
+        )
+
+
 def test_a_network_is_carried_over_with_the_scale_of_its_input():
     small = ["network.arguments.filters=4", "sampling.patch_shape=[32,32,1]"]
     scaled = [*small, "network.arguments.input_deviation=74"]

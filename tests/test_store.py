@@ -241,3 +241,11 @@ def test_a_tensor_that_is_missing_in_the_weights_is_named(segmenter, tmp_path):
     np.savez_compressed(folder / "weights.npz", **kept)
     with pytest.raises(InputError, match="same tensors.*encoder1_conv1/kernel"):
         Segmenter.load(signed_anew(folder))
+
+
+def test_a_name_or_a_folder_that_is_nearly_right_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Did you mean 'phantom_t1_unet'"):
+        Segmenter.load("phantom_t1_unett")
+    Segmenter.load("phantom_t1_unet").save(tmp_path / "t2/segmenter")
+    with pytest.raises(FileNotFoundError, match="Did you mean .*t2/segmenter"):
+        Segmenter.load(tmp_path / "t2")

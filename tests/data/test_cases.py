@@ -275,3 +275,11 @@ def test_another_seed_deals_otherwise():
 def test_bad_fractions_are_refused(fractions, word):
     with pytest.raises(InputError, match=word):
         cases.split_by_subject(cohort("", ""), fractions, seed=0)
+
+
+@pytest.mark.parametrize("column", ["CT", "Split", "LABELS"])
+def test_a_column_that_is_written_large_is_no_sequence(tmp_path, column):
+    table = tmp_path / "cohort.tsv"
+    table.write_text(f"subject\tT1w\t{column}\na\tb.nii.gz\tc.nii.gz\n", encoding="utf-8")
+    with pytest.raises(InputError, match=f"Received: '{column}'. Write '{column.lower()}'"):
+        cases.read_cases(table)
