@@ -223,7 +223,7 @@ def test_evaluate_takes_another_test_and_names(house, tmp_path, capsys):
         more = ("--compare", tmp_path / "t1/test/scores.csv", "--test", "permutation") * (folder == "t2")
         assert run(*common, "--output", tmp_path / folder / "test", *more) == 0
     told = capsys.readouterr().out
-    assert "t2/test against t1/test, paired by subject" in told and "permutation" in told
+    assert "t2 against t1, paired by subject" in told and "permutation" in told
     message = refused(capsys, *common, "--output", tmp_path / "c", "--names", "a", "b")
     assert "belong to --compare" in message
 

@@ -71,7 +71,7 @@ def test_a_killed_prediction_s_workers_end_and_the_next_run_clears_up(mrseg, hou
     house.unbroken("predict")
     command = [*house.command("predict", tmp_path / "out"), "--workers", 2]
     seconds = 0.0
-    while not list(tmp_path.glob("out/.segmenter.*.partial/segmenter")):
+    while not list(tmp_path.glob("out/.segmenter.*.partial/1")):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         seconds += 0.5
         assert mrseg(*command, kill_after=seconds, alone=True).code == -9
