@@ -102,15 +102,29 @@ def partial_folder(path: Path) -> Iterator[Path]:
     while True:
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=parent))
         try:
-            with open(holder / LOCK, "a+", encoding="utf-8") as stream:
-                # Between opening and locking it, another process may have taken it for a dead one's.
-                if try_lock(stream) is not False and (holder / LOCK).exists():
-                    stream.write(platform.node())
-                    stream.flush()
-                    yield holder
-                    return
+            with suppress(_Taken), _locked(holder) as stream:
+                stream.write(platform.node())
+                stream.flush()
+                yield holder
+                return
         finally:
             shutil.rmtree(holder, ignore_errors=True)
+
+
+class _Taken(Exception):
+    """Another process took a new temporary folder for that of a killed one, and removed it."""
+
+
+@contextmanager
+def _locked(holder: Path) -> Iterator[IO[str]]:
+    try:
+        stream = open(holder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+    except FileNotFoundError:
+        raise _Taken from None
+    with stream:
+        if try_lock(stream) is False or not (holder / LOCK).exists():  # taken since it was opened
+            raise _Taken
+        yield stream
 
 
 def clear_abandoned(folder: Path) -> None:
@@ -208,9 +222,8 @@ def _clear(left: Path) -> None:
     """Removes a temporary folder if its process has ended: its lock is free."""
     with suppress(OSError):
         old = time.time() - left.stat().st_mtime > _ABANDONED_S
-        if not (left / LOCK).exists():  # not begun, or not ours
-            if old:
-                left.rmdir()
+        if not (left / LOCK).exists():  # not begun, cleared already, or not ours
+            left.rmdir()  # where it is empty
             return
         with open(left / LOCK, "r+", encoding="utf-8") as stream:
             free = try_lock(stream)

@@ -96,7 +96,8 @@ class Opponent:
 def path_endings(one: Path, other: Path) -> tuple[str, str]:
     """The shortest endings of two paths that differ: ``t2`` and ``none`` of runs/t2/test and runs/none/test.
 
-    A last folder ``test`` names nobody and is left out. One path twice (scores of another name in one folder) is told apart by words.
+    A last folder ``test`` names nobody and is left out. One path twice (scores of another name in one folder)
+    is told apart by words.
     """
     ends = [path.resolve().parts[::-1] for path in (one, other)]
     ends = [parts[parts[0] == "test" and len(parts) > 2 :] for parts in ends]

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -143,6 +144,27 @@ def test_what_killed_processes_left_at_any_depth_goes_and_what_the_living_write_
             assert temporary.exists() and second.exists()
     assert (tmp_path / "sub/b.txt").read_text(encoding="utf-8") == "whole"
     assert [file.name for file in tmp_path.rglob(".*.partial")] == [foreign.name]
+
+
+def test_a_folder_of_a_process_that_was_killed_before_its_lock_goes_at_once(tmp_path):
+    (tmp_path / ".a.txt.b7_x.partial").mkdir()
+    _files.clear_abandoned(tmp_path)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_writer_whose_folder_is_taken_for_a_dead_one_s_before_its_lock_takes_another(tmp_path, monkeypatch):
+    make, made = tempfile.mkdtemp, []
+
+    def taken(**options):
+        made.append(make(**options))
+        if len(made) == 1:
+            _files.clear_abandoned(tmp_path)
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", taken)
+    with _files.atomic_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole", encoding="utf-8")
+    assert len(made) == 2 and os.listdir(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.parametrize("hours", [1, 25])

@@ -88,13 +88,12 @@ def growth_of_evaluations(times):
         return grown(lambda: evaluate(network, [case], distances=True), 5, times)
 
 
-def growth_of_trainings(warm_up, times):
+def growth_of_trainings(shape, warm_up, times):
     import mrseg
     from mrseg.data.patches import Sampling
     from mrseg.data.pipeline import build_dataset
     from mrseg.training import Loss, Training, fit
 
-    shape = (128, 128, 64)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, shape).astype(np.uint8)
 
@@ -137,5 +136,9 @@ def test_evaluations_leave_no_memory_behind():
 
 @pytest.mark.slow
 def test_a_training_takes_its_scans_with_it_when_it_is_done():
-    # six volumes of 5.2 MB each in every training: 126 MB if four trainings kept them
-    assert in_a_process(growth_of_trainings, 3, 4) < 80
+    # six volumes of 5.2 MB each in every training: 126 MB if four trainings kept them. What TensorFlow keeps
+    # of a network that is gone (20 to 30 MB each at first) is the same with small scans.
+    large, small = (
+        in_a_process(growth_of_trainings, shape, 3, 4) for shape in ((128, 128, 64), (32, 32, 16))
+    )
+    assert large - small < 60
