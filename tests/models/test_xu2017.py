@@ -81,7 +81,7 @@ def test_a_network_of_deviation_74_says_of_an_image_what_another_says_of_a_74th_
     np.testing.assert_allclose(
         scaled.predict(image, verbose=0), plain.predict(image / 74, verbose=0), atol=1e-6
     )
-    both = hybrid(scaled, fuse="average")  # of twice the same encoder: the network itself
+    both = hybrid(scaled, fuse="average", dedicated_from="adapted")  # twice the same: the network itself
     np.testing.assert_allclose(both.predict(image, verbose=0), scaled.predict(image, verbose=0), atol=1e-6)
 
 
