@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from mrseg._checks import InputError
 from mrseg.data import phantom
 from mrseg.data.cases import read_cases, write_cases
 from mrseg.recipes import load_recipe, reading, runner
@@ -152,3 +153,12 @@ def test_a_recipe_trains_on_jax_from_the_same_cache(tmp_path, cases):
     segmenter = Segmenter.load(tmp_path / "run/segmenter")  # here, on TensorFlow
     assert segmenter.provenance["versions"]["backend"] == "jax"
     assert all(np.isfinite(w).all() for w in segmenter.model.get_weights())
+
+
+def test_the_scans_that_a_patch_does_not_fit_into_are_named(tmp_path, cases):
+    smaller = phantom.write_cohort(
+        tmp_path / "raw", subjects={"train": 1}, shape=(20, 12, 17), registered=True, prefix="small"
+    )
+    recipe = load_recipe("phantom_t1", [*TINY, "random_contrasts=2"])
+    with pytest.raises(InputError, match=r"smaller are small001 of 3 scans. Every scan has \(20, 12, 17\)"):
+        train_recipe(recipe, [*cases, *read_cases(smaller)], tmp_path / "run", progress=False)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrseg._checks import error
 from mrseg._files import writable_folder
 from mrseg.data.cases import Case
 from mrseg.data.examples import Contrasts, Example, examples_mb, load_examples, load_images
@@ -57,11 +58,11 @@ def unlabelled_examples(
 def _examples(
     recipe: Recipe, cases: Sequence[Case], contrasts: Contrasts, cache: Path | None, progress: bool
 ) -> list[Example]:
-    return [
-        example
-        for sequence in recipe.sequences
-        for example in load_examples(
-            having(recipe, cases, sequence),
+    examples: list[Example] = []
+    for sequence in recipe.sequences:
+        of_sequence = having(recipe, cases, sequence)
+        found = load_examples(
+            of_sequence,
             sequence,
             recipe.preprocessing,
             len(recipe.class_names),
@@ -69,7 +70,28 @@ def _examples(
             cache=cache,
             progress=progress,
         )
+        _check_patch(recipe, of_sequence, found)
+        examples += found
+    return examples
+
+
+def _check_patch(recipe: Recipe, cases: Sequence[Case], examples: Sequence[Example]) -> None:
+    """Names the scans that a patch does not fit into, before an hour of training meets them."""
+    patch, copies = recipe.sampling.patch_shape, max(1, len(examples) // max(1, len(cases)))
+    shapes = [image.shape for image, _ in examples[::copies]]
+    small = [
+        case.name
+        for case, shape in zip(cases, shapes, strict=True)
+        if any(n < needed for n, needed in zip(shape, patch, strict=True))
     ]
+    if small:
+        least = tuple(map(min, zip(*shapes, strict=True)))
+        raise error(
+            "A patch fits into every scan that is trained on, on the network's grid.",
+            f"patches of {patch} voxels; smaller are {', '.join(small[:5])} of {len(shapes)} scans",
+            f"Every scan has {least} voxels or more: set sampling.patch_shape to no more, along each axis a "
+            "multiple of what the network divides by.",
+        )
 
 
 def place_of_examples(
