@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from mrseg._checks import error
 from mrseg._files import writable_folder
 from mrseg.data.cases import Case
 from mrseg.data.examples import Contrasts, Example, examples_mb, load_examples, load_images
 from mrseg.memory import memory_mb
+from mrseg.recipes.checks import check_patch
 from mrseg.recipes.loader import Recipe
 
 log = logging.getLogger(__name__)
@@ -70,28 +70,9 @@ def _examples(
             cache=cache,
             progress=progress,
         )
-        _check_patch(recipe, of_sequence, found)
+        check_patch(recipe, of_sequence, found)
         examples += found
     return examples
-
-
-def _check_patch(recipe: Recipe, cases: Sequence[Case], examples: Sequence[Example]) -> None:
-    """Names the scans that a patch does not fit into, before an hour of training meets them."""
-    patch, copies = recipe.sampling.patch_shape, max(1, len(examples) // max(1, len(cases)))
-    shapes = [image.shape for image, _ in examples[::copies]]
-    small = [
-        case.name
-        for case, shape in zip(cases, shapes, strict=True)
-        if any(n < needed for n, needed in zip(shape, patch, strict=True))
-    ]
-    if small:
-        least = tuple(map(min, zip(*shapes, strict=True)))
-        raise error(
-            "A patch fits into every scan that is trained on, on the network's grid.",
-            f"patches of {patch} voxels; smaller are {', '.join(small[:5])} of {len(shapes)} scans",
-            f"Every scan has {least} voxels or more: set sampling.patch_shape to no more, along each axis a "
-            "multiple of what the network divides by.",
-        )
 
 
 def place_of_examples(

@@ -28,6 +28,7 @@ from mrseg.data.pipeline import build_dataset, grid_order
 from mrseg.distribution import share, whole_batch_statistics
 from mrseg.models.builders import BUILDERS
 from mrseg.pseudo_labels import plan, pseudo_label
+from mrseg.recipes.checks import check_devices, check_scale, check_source, check_start
 from mrseg.recipes.loader import Recipe
 from mrseg.recipes.reading import (
     having,
@@ -36,8 +37,7 @@ from mrseg.recipes.reading import (
     unlabelled_examples,
     validation_examples,
 )
-from mrseg.segmenter import Segmenter, subject_digest, trained_on
-from mrseg.store import builder_of
+from mrseg.segmenter import Segmenter, subject_digest
 from mrseg.training import SameEveryEpoch, epochs_done, fit, precision, seeded
 from mrseg.transfer.freezing import train_all, train_last, train_norms
 from mrseg.transfer.fusion import hybrid
@@ -65,14 +65,14 @@ def build_network(recipe: Recipe, source: keras.Model | None = None) -> tuple[ke
     Raises:
         InputError: a transfer without source or a source without transfer; weights that do not fit.
     """
-    _check_start(recipe, source)
+    check_start(recipe, source)
     with precision(recipe.training.precision):
         model = BUILDERS[recipe.network.builder](
             recipe.sampling.input_shape, len(recipe.class_names), **recipe.network.arguments
         )
         if recipe.transfer is None or source is None:
             return model, ""
-        _check_scale(model, source)
+        check_scale(model, source)
         account = [str(load_weights(model, source))]
         if recipe.transfer.mechanism == "hybrid":
             model = hybrid(model, fuse=recipe.transfer.fuse, fuse_at=recipe.transfer.fuse_at)
@@ -125,9 +125,9 @@ def train_recipe(
     output = writable_folder(output)
     if isinstance(source, (str, Path)):
         source = Segmenter.load(source)
-    _check_start(recipe, source.model if source else None)
-    _check_source(recipe, source, cases)
-    _check_devices(recipe)
+    check_start(recipe, source.model if source else None)
+    check_source(recipe, source, cases)
+    check_devices(recipe)
     train, validation = _split(recipe, _with_pseudo_labels(recipe, cases, output))
     run = _run(recipe, [*train, *validation], source)
 
@@ -327,72 +327,6 @@ def _split(recipe: Recipe, cases: Sequence[Case]) -> tuple[list[Case], list[Case
 
 def _sequences(cases: Sequence[Case]) -> str:
     return ", ".join(sorted({name for case in cases for name in case.images})) or "of no sequence"
-
-
-def _check_start(recipe: Recipe, source: keras.Model | None) -> None:
-    if (recipe.transfer is None) != (source is None):
-        needs = "needs a trained network to start from" if recipe.transfer else "trains from scratch"
-        raise error(f"Recipe {recipe.name} {needs}.", "none" if source is None else source.name)
-
-
-def _check_scale(model: keras.Model, source: keras.Model) -> None:
-    """What divides the input has no weights, so that `load_weights` would not miss it."""
-    ours, theirs = (
-        [layer.scale for layer in network.layers if isinstance(layer, keras.layers.Rescaling)]
-        for network in (model, source)
-    )
-    if ours != theirs:
-        raise error(
-            "A network is carried over with the scale of its input (input_deviation).",
-            f"factors {theirs} there, {ours} in the recipe",
-            "Pass the same --set options as for its training.",
-        )
-
-
-def _check_source(recipe: Recipe, source: Segmenter | None, cases: Sequence[Case]) -> None:
-    """A network is carried over only to the same classes and grid, and never scored on what it has seen."""
-    if source is None:
-        return
-    builder = builder_of(source.provenance)
-    if builder not in ("", recipe.network.builder):
-        raise error(
-            "A recipe carries over weights of its own network.",
-            f"those of a {builder}; recipe {recipe.name} builds a {recipe.network.builder}",
-            f"Take weights of that network, or a recipe of {builder} (`mrseg recipes`).",
-        )
-    if recipe.class_names != source.class_names:
-        raise error(
-            "A network is carried over with the class_names it was trained with.",
-            f"{source.class_names} there, {recipe.class_names} in recipe {recipe.name}",
-            "For other classes see `mrseg.transfer.load_weights`, which carries the layers over one by one.",
-        )
-    ours, theirs = dataclasses.asdict(recipe.preprocessing), dataclasses.asdict(source.preprocessing)
-    apart = [name for name in ours if ours[name] != theirs[name]]
-    if apart:
-        raise error(
-            "A network is carried over with the preprocessing it was trained with.",
-            "; ".join(f"{name} {theirs[name]} there, {ours[name]} in recipe {recipe.name}" for name in apart),
-            "Take the recipe that is made for these weights (`mrseg weights NAME` names its own), or pass "
-            "the same --set options as for their training.",
-        )
-    seen = trained_on(source, [case for case in cases if case.split == "test"])
-    if seen:
-        raise error(
-            "A test subject is one that no network of the chain has seen.",
-            f"{seen[0]}, which the source was trained on",
-            "Give it another split, or rename it if it is another person.",
-        )
-
-
-def _check_devices(recipe: Recipe) -> None:
-    """Several devices share a training alone, not what comes before it."""
-    transfer, devices = recipe.transfer, share().devices
-    if devices > 1 and transfer is not None and (transfer.labels_from or not transfer.trains):
-        raise error(
-            "Several devices share a training.",
-            f"{devices}, and recipe {recipe.name} {'labels scans' if transfer.trains else 'trains nothing'}",
-            "Run it on one device.",
-        )
 
 
 def _run(recipe: Recipe, cases: Sequence[Case], source: Segmenter | None) -> dict[str, Any]:
