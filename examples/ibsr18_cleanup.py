@@ -2,9 +2,9 @@
 # # Which clean-up, decided on training subjects alone
 #
 # The networks of a cross-validation each segment the subjects that they have not seen, with and without the
-# mean over the left-right mirrored scan. Every label map then goes through each clean-up of the list, and the
-# one with the smallest mean Hausdorff distance is taken. Test subjects are not in the table, so that they
-# decide nothing.
+# mean over the left-right mirrored scan. Every label map then goes through each clean-up of the list; the
+# table has the smallest mean Hausdorff distance first. Test subjects are not in it, so that they decide
+# nothing.
 #
 #     mrseg crossval islam2025_views_coronal --data runs/views/coronal/cohort.tsv --folds 5 \
 #         --set training.epochs=6 --output runs/views/folds
@@ -87,7 +87,7 @@ def means(rows: Sequence[Row]) -> list[Row]:
 # %%
 def main(arguments: Sequence[str] | None = None) -> None:
     """Scores every subject by the network that has not seen it, prints the table, writes both."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Score clean-ups on the subjects of a cross-validation.")
     parser.add_argument("--folds", type=Path, required=True, help="folder of `mrseg crossval`")
     parser.add_argument("--data", type=Path, required=True, help="its manifest")
     parser.add_argument("--output", type=Path, required=True, help="folder for scores.csv and means.csv")
@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for mirror in (False, True):
             rows += scores(case, segmenter, mirror)
     write_csv(rows, options.output / "scores.csv")
-    write_csv(means(rows), options.output / "means.csv")
+    summary = means(rows)
+    write_csv(summary, options.output / "means.csv")
     columns = (
         Column("cleanup"),
         Column("mirrored"),
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Column("hausdorff_mm", "Hausdorff", "mm", decimals=2, best="lowest"),
         Column("hausdorff_voxels", "mask Hausdorff", "voxels", decimals=2, best="lowest"),
     )
-    print(to_text(table(means(rows), columns, caption="Means over subjects and tissues.")))
+    print(to_text(table(summary, columns, caption="Means over subjects and tissues.")))
 
 
 if __name__ == "__main__":

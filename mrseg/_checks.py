@@ -55,9 +55,13 @@ def choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
     choices = list(choices)
     if value in choices:
         return choices[choices.index(value)]
+    raise error(f"{name} is one of {', '.join(map(str, choices))}.", repr(value), nearest(value, choices))
+
+
+def nearest(value: Any, choices: Iterable[Any]) -> str:
+    """Asks whether the most similar of ``choices`` was meant; "" if none is similar."""
     near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-    remedy = f"Did you mean {near[0]!r}?" if near else ""
-    raise error(f"{name} is one of {', '.join(map(str, choices))}.", repr(value), remedy)
+    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 def positive_ints(name: str, value: Sequence[int], length: int | None = None) -> tuple[int, ...]:

@@ -483,6 +483,7 @@ def _write_network(model: keras.Model, files: Sequence[Path]) -> None:
 
 def _read_network(files: Sequence[Path]) -> keras.Model:
     if len(files) == 1:
+        check_weight_file(files[0])
         model = load_network(files[0])
         use_fused_norms(model)
         return model

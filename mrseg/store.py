@@ -7,7 +7,6 @@ a few small networks come with mrseg itself. Nothing is ever fetched from a netw
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrseg._checks import choice, error, existing_file, existing_folder
+from mrseg._checks import choice, error, existing_file, existing_folder, nearest
 from mrseg._files import atomic_file, atomic_folder, checksum
 
 VARIABLE = "MRSEG_WEIGHTS"
@@ -103,10 +102,7 @@ def find(name_or_folder: str | Path) -> Path:
         return Path(name_or_folder)
     by_name = {stored.name: stored.folder for stored in list_weights()}
     if text not in by_name:
-        near = difflib.get_close_matches(text, by_name, n=1)
-        remedy = (
-            f"Did you mean {near[0]!r}?" if near else "Is the path right? `mrseg weights` lists the names."
-        )
+        remedy = nearest(text, by_name) or "Is the path right? `mrseg weights` lists the names."
         raise FileNotFoundError(
             f"A segmenter is a folder or the name of stored weights ({', '.join(by_name) or 'none'}). "
             f"Received: {text!r}. {remedy}"

@@ -1,4 +1,5 @@
 """What a file of weights may hold before Keras opens it: tensors of its own, and nothing else's.
+
 HDF5 lets a tensor lie in another file of the reader's disk (a link, external storage, a virtual data set) and
 claim more bytes than are there; an archive may unpack to much more than it holds. Newer versions of Keras
 refuse part of this (CVE-2026-1669), the oldest that mrseg works with do not.

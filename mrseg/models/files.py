@@ -9,8 +9,6 @@ from typing import Any
 
 import keras
 
-from mrseg.weight_files import check_weight_file
-
 #: Arguments of layers and initializers that Keras 3.13 to 3.15 added, with their defaults. Older versions
 #: that mrseg works with refuse them; where a default stands in a file, it can be left out.
 NEWER_ARGUMENTS = {
@@ -20,13 +18,11 @@ NEWER_ARGUMENTS = {
 
 
 def load_network(path: Path) -> keras.Model:
-    """The network of a ``.keras`` file, not compiled, with its weights; the file is checked first.
+    """The network, not compiled, and weights of a ``.keras`` file that `check_weight_file` let pass.
 
     Raises:
-        InputError: what `check_weight_file` refuses.
         ValueError: Keras did not write the file, or it holds code.
     """
-    check_weight_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             config = archive.read("config.json").decode()

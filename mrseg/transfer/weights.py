@@ -293,10 +293,10 @@ def _source_tensors(source: str | Path | keras.Model) -> dict[str, list[np.ndarr
     path = _checks.existing_file(source)
     if path.suffix not in (".keras", ".h5"):
         raise _checks.error("Weights come from a .keras file, a .weights.h5 file or a network.", path)
+    check_weight_file(path)
     try:
         if path.suffix == ".keras":
             return _source_tensors(load_network(path))
-        check_weight_file(path)
         return _tensors_of_h5(path)
     except (OSError, ValueError, TypeError, KeyError) as reason:
         raise _checks.error(
